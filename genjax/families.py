@@ -1,0 +1,11 @@
+"""The families of models that a config file can name by its `kind`."""
+
+from collections.abc import Mapping
+
+from genjax.run_config import RunConfig
+from genjax.text.language_modeling_config import LanguageModelingConfig
+
+FAMILIES: Mapping[str, type[RunConfig]] = {
+    "language_modeling": LanguageModelingConfig,
+}
+"""The config class of each `kind`. A new family is one more entry."""

@@ -1,0 +1,262 @@
+"""Optimizers and learning-rate schedules from config, over optax."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+from pydantic import Field
+
+from genjax.config import Config
+from genjax.task import Tree
+
+
+class ScheduleConfig(Config):
+    """Learning rate over the run: a linear warm-up from zero, then a decay."""
+
+    kind: Literal["constant", "cosine", "linear"] = "cosine"
+    """Shape of the decay after the warm-up."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the rate rises linearly from zero to its peak."""
+    decay_steps: int | None = Field(default=None, ge=1)
+    """Step at which the decay ends, counted from the run's start; the run's length by default."""
+    final_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Rate at the end of the decay, as a fraction of the peak."""
+
+
+class _Optimizer(Config):
+    learning_rate: float = Field(default=1e-3, gt=0.0)
+    """Peak learning rate."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Learning rate over the run."""
+    clip_norm: float = Field(default=1.0, ge=0.0)
+    """Scale gradients down to this global L2 norm; 0 for no clipping."""
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    """Decoupled weight decay of kernels and embeddings, relative to the learning rate."""
+    accumulate: int = Field(default=1, ge=1)
+    """Split each batch into this many parts and add up their gradients, to save memory."""
+    ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Decay of the average of parameters to evaluate and sample with; 0 for no average."""
+
+
+class AdamWConfig(_Optimizer):
+    """AdamW (Loshchilov & Hutter 2019)."""
+
+    kind: Literal["adamw"] = "adamw"
+    """Adam with decoupled weight decay."""
+    beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """Decay of the gradient's average."""
+    beta2: float = Field(default=0.95, ge=0.0, lt=1.0)
+    """Decay of the squared gradient's average."""
+    epsilon: float = Field(default=1e-8, gt=0.0)
+    """Added to the root of the second moment."""
+
+
+class SGDConfig(_Optimizer):
+    """Stochastic gradient descent with momentum."""
+
+    kind: Literal["sgd"] = "sgd"
+    """Plain gradient descent, with momentum if asked for."""
+    momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Decay of the accumulated update; 0 for none."""
+    nesterov: bool = False
+    """Look ahead along the momentum (Nesterov)."""
+
+
+class AdafactorConfig(_Optimizer):
+    """Adafactor (Shazeer & Stern 2018), with an external learning rate."""
+
+    kind: Literal["adafactor"] = "adafactor"
+    """Second moments factored into rows and columns, to save memory."""
+    decay_rate: float = Field(default=0.8, gt=0.0, lt=1.0)
+    """Exponent of the second moment's decay over steps."""
+
+
+class LionConfig(_Optimizer):
+    """Lion (Chen et al. 2023)."""
+
+    kind: Literal["lion"] = "lion"
+    """Sign of an interpolated momentum; wants a rate 3 to 10 times lower than AdamW's."""
+    beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """Interpolation between momentum and gradient in the update."""
+    beta2: float = Field(default=0.99, ge=0.0, lt=1.0)
+    """Decay of the momentum."""
+
+
+class MuonConfig(_Optimizer):
+    """Muon (Jordan 2024) for matrices inside the network, AdamW for all other parameters."""
+
+    kind: Literal["muon"] = "muon"
+    """Orthogonalised momentum by Newton-Schulz iteration."""
+    momentum: float = Field(default=0.95, ge=0.0, lt=1.0)
+    """Decay of the momentum."""
+    adam_learning_rate_ratio: float = Field(default=0.1, gt=0.0)
+    """Learning rate of AdamW for the other parameters, relative to `learning_rate`."""
+
+
+OptimizerConfig = Annotated[
+    AdamWConfig | SGDConfig | AdafactorConfig | LionConfig | MuonConfig,
+    Field(discriminator="kind"),
+]
+
+
+Schedule = Callable[[Any], Float[Array, ""]]
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> Schedule:
+    """The learning rate at a step (counted from 0) of a run of `steps` steps.
+
+    The warm-up reaches its first nonzero rate at step 0, peak / (warmup_steps + 1), and the peak
+    right after its last step. The decay then goes from the peak to `final_fraction` of it at
+    `decay_steps`, and the rate stays there.
+    """
+    schedule = config.schedule
+    warmup = schedule.warmup_steps
+    length = max((schedule.decay_steps or steps) - warmup, 1)
+
+    def rate(step: Any) -> Float[Array, ""]:
+        step = jnp.asarray(step, jnp.float32)
+        share = jnp.clip((step - warmup) / length, 0.0, 1.0)
+        if schedule.kind == "constant":
+            decayed = jnp.ones_like(step)
+        else:
+            shape = (
+                1.0 - share if schedule.kind == "linear" else 0.5 * (1 + jnp.cos(jnp.pi * share))
+            )
+            decayed = schedule.final_fraction + (1.0 - schedule.final_fraction) * shape
+        rising = (step + 1.0) / (warmup + 1.0)
+        return config.learning_rate * jnp.where(step < warmup, rising, decayed)
+
+    return rate
+
+
+def _leaf_name(path: tuple[Any, ...]) -> str:
+    return str(getattr(path[-1], "key", path[-1]))
+
+
+def decays(params: Tree) -> Tree:
+    """Which parameters decay: kernels and embeddings, by name.
+
+    Not by number of dimensions, since the biases of stacked layers are two-dimensional.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: _leaf_name(path).endswith(("kernel", "embedding")), params
+    )
+
+
+def _muon_dimensions(params: Tree) -> Tree:
+    """Kernels inside the network are matrices [.., in, out]; leading axes are stacked layers."""
+
+    def dimensions(path: tuple[Any, ...], leaf: Any) -> Any:
+        inside = not any(str(getattr(key, "key", key)) == "output" for key in path)
+        if inside and _leaf_name(path).endswith("kernel") and leaf.ndim >= 2:
+            return optax.contrib.MuonDimensionNumbers(
+                reduction_axis=leaf.ndim - 2, output_axis=leaf.ndim - 1
+            )
+        return None
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The optax transformation of a config, for a run of `steps` steps."""
+    rate = make_schedule(config, steps)
+    decay = config.weight_decay
+    match config:
+        case AdamWConfig():
+            method = optax.adamw(
+                rate,
+                b1=config.beta1,
+                b2=config.beta2,
+                eps=config.epsilon,
+                weight_decay=decay,
+                mask=decays,
+            )
+        case SGDConfig():
+            method = optax.chain(
+                optax.add_decayed_weights(decay, decays) if decay else optax.identity(),
+                optax.sgd(rate, momentum=config.momentum or None, nesterov=config.nesterov),
+            )
+        case AdafactorConfig():
+            # Its own decay would leave the learning rate out, so the rate comes last. Adafactor's
+            # updates are already negative, and so is the decay here.
+            method = optax.chain(
+                optax.adafactor(learning_rate=None, decay_rate=config.decay_rate),
+                optax.add_decayed_weights(-decay, decays) if decay else optax.identity(),
+                optax.scale_by_schedule(rate),
+            )
+        case LionConfig():
+            method = optax.lion(
+                rate, b1=config.beta1, b2=config.beta2, weight_decay=decay, mask=decays
+            )
+        case MuonConfig():
+            ratio = config.adam_learning_rate_ratio
+            method = optax.contrib.muon(
+                rate,
+                beta=config.momentum,
+                weight_decay=decay,
+                adam_learning_rate=lambda step: ratio * rate(step),
+                adam_weight_decay=decay,
+                muon_weight_dimension_numbers=_muon_dimensions,
+            )
+    if config.clip_norm:
+        return optax.chain(optax.clip_by_global_norm(config.clip_norm), method)
+    return optax.chain(method)
+
+
+Sums = TypeVar("Sums")
+Carry = TypeVar("Carry")
+
+
+def accumulate(
+    gradients: Callable[[Any, Any, Array], tuple[Sums, Carry]],
+    parts: int,
+    batch: Any,
+    carry: Carry,
+    key: Array,
+) -> tuple[Sums, Carry]:
+    """Add up what `gradients` returns over parts of a batch, one after the other.
+
+    Args:
+        gradients: from a batch, its carry and a random key to sums over the batch's examples
+            (never means, so that parts of different weight add up right) and the next carry.
+        parts: how many parts; must divide the batch.
+        batch: arrays whose leading axis counts examples.
+        carry: arrays whose leading axis counts examples, or an empty tree.
+        key: random key; each part folds in its number.
+
+    Returns:
+        The sums over the whole batch and its next carry.
+    """
+    if parts == 1:
+        return gradients(batch, carry, key)
+
+    def split(array: Array) -> Array:
+        # Part p takes rows p, p + parts, ..: a device then keeps the rows that it has.
+        return array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
+
+    def join(array: Array) -> Array:
+        return array.swapaxes(0, 1).reshape(-1, *array.shape[2:])
+
+    def part_gradients(part: Any) -> tuple[Any, Any]:
+        number, part_batch, part_carry = part
+        return gradients(part_batch, part_carry, jax.random.fold_in(key, number))
+
+    def body(sums: Any, part: Any) -> tuple[Any, Any]:
+        new, next_carry = part_gradients(part)
+        return jax.tree.map(jnp.add, sums, new), next_carry
+
+    inputs = (jnp.arange(parts), jax.tree.map(split, batch), jax.tree.map(split, carry))
+    shapes, _ = jax.eval_shape(
+        lambda stacked: part_gradients(jax.tree.map(lambda array: array[0], stacked)), inputs
+    )
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    sums, next_carry = jax.lax.scan(body, zeros, inputs)
+    return sums, jax.tree.map(join, next_carry)
+
+
+def update_average(average: Tree, params: Tree, decay: float) -> Tree:
+    """One step of an exponential moving average: decay * average + (1 - decay) * params."""
+    return jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, params)

@@ -1,0 +1,1 @@
+"""Meshes, partition rules and start-up: the only place that knows devices."""

@@ -1,0 +1,81 @@
+"""The device mesh: four named axes, each 1 unless the config says more."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh
+from pydantic import Field
+
+from genjax.config import Config
+from genjax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor", "sequence")
+"""Copies of the model; shards of its parameters; shards of its layers; shards of time."""
+
+BATCH_AXES = ("data", "fsdp")
+"""The mesh axes over which a batch's examples are split."""
+
+
+class MeshConfig(Config):
+    """How many devices along each axis; the product is the number of devices used."""
+
+    data: int = Field(default=-1, ge=-1)
+    """Copies of the model, each with its part of the batch; -1 takes all devices left."""
+    fsdp: int = Field(default=1, ge=1)
+    """Ways to split parameters, optimizer state and batch (fully sharded data parallelism)."""
+    tensor: int = Field(default=1, ge=1)
+    """Ways to split each layer's matrices."""
+    sequence: int = Field(default=1, ge=1)
+    """Ways to split the time axis of a batch."""
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of a config.
+
+    Axis types are written out as Auto: Flax Linen modules need the compiler to place what they
+    leave open, and `jax.make_mesh` would otherwise make explicit axes.
+
+    Args:
+        config: sizes of the axes.
+        devices: the devices to use; all of them by default.
+
+    Raises:
+        UserError: the sizes do not fit the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    fixed = config.fsdp * config.tensor * config.sequence
+    data = config.data
+    if data == 0:
+        raise UserError("mesh.data: must be -1 (all devices left) or at least 1, not 0")
+    if data == -1:
+        if len(devices) % fixed:
+            raise UserError(
+                f"mesh: fsdp x tensor x sequence = {fixed} does not divide the {len(devices)} "
+                "devices here; change one of them"
+            )
+        data = len(devices) // fixed
+    sizes = (data, config.fsdp, config.tensor, config.sequence)
+    if math.prod(sizes) > len(devices):
+        raise UserError(
+            f"mesh: {' x '.join(map(str, sizes))} = {math.prod(sizes)} devices are asked for and "
+            f"{len(devices)} are here; lower one of {', '.join(AXES)}"
+        )
+    return jax.make_mesh(
+        sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[: math.prod(sizes)]
+    )
+
+
+def batch_size_fits(batch_size: int, mesh: Mesh) -> None:
+    """Check that the mesh divides a batch.
+
+    Raises:
+        UserError: it does not; names both numbers.
+    """
+    ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if batch_size % ways:
+        raise UserError(
+            f"the batch of {batch_size} examples does not split over {ways} devices "
+            f"({' x '.join(BATCH_AXES)}); make it a multiple of {ways}, or set mesh.data"
+        )

@@ -1,0 +1,83 @@
+"""How arrays shard over the mesh: regular expressions on paths, then a generic FSDP fallback."""
+
+import math
+import re
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from genjax.parallel.mesh import BATCH_AXES
+from genjax.task import PartitionRules, Tree
+
+FSDP_MINIMUM_SIZE = 2**14
+"""Arrays with fewer elements stay whole: splitting them costs more than it saves."""
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A pytree path as "params/language_model/embedding"."""
+    return "/".join(
+        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
+    )
+
+
+def _divides(mesh: Mesh, axes: str | tuple[str, ...] | None, size: int) -> bool:
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    return size % math.prod(mesh.shape[name] for name in names) == 0
+
+
+def partition_spec(name: str, shape: tuple[int, ...], rules: PartitionRules, mesh: Mesh) -> P:
+    """The partition of one array.
+
+    The first rule whose expression is found in `name` gives the axes of the trailing dimensions;
+    an axis that does not divide its dimension is left out. Without a rule, the largest dimension
+    that the "fsdp" axis divides is split over it, if the array is large.
+    """
+    for expression, axes in rules:
+        if re.search(expression, name) and len(axes) <= len(shape):
+            entries = (None,) * (len(shape) - len(axes)) + tuple(axes)
+            return P(
+                *(
+                    entry if _divides(mesh, entry, size) else None
+                    for entry, size in zip(entries, shape, strict=True)
+                )
+            )
+    if math.prod(shape) >= FSDP_MINIMUM_SIZE and mesh.shape["fsdp"] > 1:
+        for dimension in sorted(range(len(shape)), key=lambda d: -shape[d]):
+            if _divides(mesh, "fsdp", shape[dimension]):
+                return P(*("fsdp" if d == dimension else None for d in range(len(shape))))
+    return P()
+
+
+def state_shardings(shapes: Tree, rules: PartitionRules, mesh: Mesh) -> Tree:
+    """A sharding for every array of a train state.
+
+    Optimizer states and averages hold copies of the parameters under paths that end in the
+    parameter's own, so one rule shards all of them alike.
+
+    Args:
+        shapes: the state, or its shapes from `jax.eval_shape`.
+        rules: the task's partition rules.
+        mesh: the mesh.
+    """
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, partition_spec(path_name(path), leaf.shape, rules, mesh))
+
+    return jax.tree_util.tree_map_with_path(sharding, shapes)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch: examples over the data and fsdp axes."""
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def unsharded_share(shapes: Tree, shardings: Tree) -> float:
+    """The share of a tree's bytes that every device holds whole, between 0 and 1."""
+    whole = total = 0
+    for leaf, sharding in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True):
+        size = math.prod(leaf.shape) * leaf.dtype.itemsize
+        total += size
+        whole += size if sharding.is_fully_replicated else 0
+    return whole / max(total, 1)

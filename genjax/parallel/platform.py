@@ -1,0 +1,26 @@
+"""How JAX is set up before its first use: compilation cache and compiler flags."""
+
+import os
+from pathlib import Path
+
+import jax
+from pydantic import Field
+
+from genjax.config import Config
+
+
+class PlatformConfig(Config):
+    """How JAX is set up."""
+
+    compilation_cache: str | None = "~/.cache/genjax/xla"
+    """Folder that keeps compiled programs between runs; an empty text turns it off."""
+    reading_threads: int = Field(default=1, ge=0)
+    """Threads that read batches ahead; 0 reads each batch when it is needed."""
+
+
+def start(config: PlatformConfig) -> None:
+    """Set up JAX for a run. Call before anything touches a device."""
+    if config.compilation_cache:
+        folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", config.compilation_cache))
+        jax.config.update("jax_compilation_cache_dir", str(folder.expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,0 +1,95 @@
+"""What every run's config has in common; a task's config class adds its own tables."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from genjax.config import Config
+from genjax.parallel.mesh import MeshConfig
+from genjax.parallel.platform import PlatformConfig
+
+if TYPE_CHECKING:
+    from genjax.task import Task
+
+
+class CheckpointConfig(Config):
+    """When checkpoints are written and which are kept."""
+
+    every: int = Field(default=500, ge=1)
+    """Save each time this many steps are done; the last step is always saved."""
+    keep_last: int = Field(default=2, ge=1)
+    """How many of the newest checkpoints to keep."""
+    keep_every: int | None = Field(default=None, ge=1)
+    """Keep for good each checkpoint whose step is a multiple of this."""
+    best_metric: str | None = None
+    """Also keep the checkpoint with the lowest value of this figure of the evaluation."""
+
+
+class EvaluationTiming(Config):
+    """When the evaluation that accompanies training runs."""
+
+    every: int = Field(default=500, ge=1)
+    """Evaluate each time this many steps are done, and after the last step."""
+
+
+class SampleTiming(Config):
+    """When samples are generated during training."""
+
+    every: int = Field(default=500, ge=1)
+    """Generate samples each time this many steps are done, and after the last step."""
+
+
+class LogConfig(Config):
+    """What is logged where."""
+
+    every: int = Field(default=10, ge=1)
+    """Log training metrics each time this many steps are done."""
+    progress: bool = True
+    """Show a progress bar with speed, remaining time and loss."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files."""
+    wandb_project: str | None = None
+    """Also log to this Weights & Biases project (needs the `wandb` extra)."""
+
+
+class RunConfig(Config):
+    """A run of one task. Subclasses set `kind` and add data, model and optimizer."""
+
+    kind: str
+    """Which family of models to train."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of initialisation, data order and dropout; a run is a function of its config."""
+    steps: int = Field(default=1000, ge=1)
+    """Number of training steps."""
+    divergence_factor: float = Field(default=3.0, gt=1.0)
+    """Stop when the training loss exceeds this many times the first logged loss."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When checkpoints are written and which are kept."""
+    log: LogConfig = LogConfig()
+    """What is logged where."""
+    mesh: MeshConfig = MeshConfig()
+    """How many devices along each axis."""
+    platform: PlatformConfig = PlatformConfig()
+    """How JAX is set up."""
+
+    def make_task(self, assets: Path | None = None) -> "Task":
+        """The task of this config.
+
+        Args:
+            assets: folder with what `Task.save_assets` wrote, for a run that exists; None for a
+                new run, whose assets are made from its data.
+        """
+        raise NotImplementedError(f"{type(self).__name__} makes no task")
+
+    def evaluation_every(self) -> int | None:
+        """Steps between evaluations during training, or None for no evaluation."""
+        return None
+
+    def samples_every(self) -> int | None:
+        """Steps between samples during training, or None for none."""
+        return None
+
+
+RESUMABLE_CHANGES = ("checkpoint", "log", "mesh", "platform")
+"""Tables that may differ when a run goes on: they say how it runs, not what it computes."""

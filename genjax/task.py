@@ -1,0 +1,201 @@
+"""The one interface between a model family and everything else.
+
+A family (language models, adversarial image models, frame prediction) is a `Task`: pure
+functions over pytrees. The training loop, the checkpoints and the tools know nothing more
+about it. A model never knows the mesh, and the loop never knows a model.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import grain
+import jax
+from jaxtyping import Array, Int, Key
+
+from genjax.config import Config
+
+Tree = Any
+"""A pytree of arrays."""
+
+Batch = Mapping[str, Any]
+"""Arrays by name; the leading axis of each counts the examples."""
+
+PartitionRules = Sequence[tuple[str, tuple[str | tuple[str, ...] | None, ...]]]
+"""Pairs of a regular expression and mesh axes.
+
+The expression is searched in the "/"-joined path of an array in the train state; the first match
+decides. The axes belong to the array's trailing dimensions (so that one rule serves a layer and a
+stack of layers), one entry a dimension: an axis name, several names, or None.
+"""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a training step changes, the same for every family.
+
+    Attributes:
+        step: number of training steps done.
+        params: parameters, a dict by network, such as `{"language_model": ...}`.
+        opt_state: optimizer states by the same names.
+        ema: exponential moving averages of parameters, by the same names, or empty.
+        carry: what flows from batch to batch (recurrent state, controllers), or empty.
+        key: the run's random key. It never changes: a step folds in `step`.
+    """
+
+    step: Int[Array, ""]
+    params: dict[str, Tree]
+    opt_state: dict[str, Tree]
+    ema: dict[str, Tree]
+    carry: dict[str, Tree]
+    key: Key[Array, ""]
+
+    def step_key(self) -> Key[Array, ""]:
+        """The random key of the coming step, a function of the run's key and the step alone."""
+        return jax.random.fold_in(self.key, self.step)
+
+    def evaluation_params(self) -> dict[str, Tree]:
+        """The parameters to evaluate and sample with: the average where there is one."""
+        return {name: self.ema.get(name, params) for name, params in self.params.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Which part of every global batch this process reads: rows of part `index` of `count`."""
+
+    index: int = 0
+    count: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One deterministic pass over a split.
+
+    Attributes:
+        name: names the figures, such as "validation".
+        protocol: how the figures come about, printed beside them.
+        batches: a finite sequence of batches of one shape, each this process' rows.
+        carry: the `TrainState.carry` to start from.
+    """
+
+    name: str
+    protocol: str
+    batches: Sequence[Batch]
+    carry: dict[str, Tree] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSample:
+    """A piece of generated text.
+
+    A sample may come in several pieces, in order; `done` marks its last.
+
+    Attributes:
+        index: which sample of the request the piece belongs to.
+        text: the piece.
+        done: whether the sample ends here.
+        reason: why it ended ("length", "stop_token", "stop_string"), when done.
+    """
+
+    index: int
+    text: str
+    done: bool = True
+    reason: str | None = None
+
+
+Sample = TextSample
+"""What a task generates. A new kind of output is one more dataclass in this union."""
+
+
+class Task(abc.ABC):
+    """A model family as pure functions. Subclass it, and the house trains it."""
+
+    partition_rules: PartitionRules = ()
+    """How the arrays of the train state shard; what no rule names falls back to FSDP."""
+
+    generation_schema: ClassVar[type[Config]] = Config
+    """The flat config of a `generate` request; `tools.generate` makes its options from it."""
+
+    @abc.abstractmethod
+    def init(self, key: Key[Array, ""]) -> TrainState:
+        """The state before the first step; `jax.eval_shape(task.init, key)` costs nothing."""
+
+    @abc.abstractmethod
+    def train_step(
+        self, state: TrainState, batch: Batch, variant: Hashable = None
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """One step of every network, optimizer, average and controller of the family.
+
+        Args:
+            state: the state, whose buffers are donated.
+            batch: the global batch.
+            variant: what `variant(step)` said; static, so that each value compiles apart.
+
+        Returns:
+            The next state (`step` one higher) and scalar metrics. A metric that is not finite
+            stops the run, so gradients' norms belong here. The one named "loss" is what the
+            divergence guard watches.
+        """
+
+    @abc.abstractmethod
+    def dataset(self, split: str, shard: Shard) -> grain.MapDataset:
+        """Training batches as a pure function of the batch index, as if endless.
+
+        Random access by batch makes the position one integer, which any number of processes can
+        resume from.
+
+        Raises:
+            UserError: the data is missing or does not fit the config.
+        """
+
+    def variant(self, step: int) -> Hashable:
+        """Which compiled variant of `train_step` runs at `step` (lazy regularisers)."""
+        del step
+        return None
+
+    def eval_step(self, state: TrainState, batch: Batch) -> tuple[dict[str, Tree], Tree]:
+        """Sums and counts over a batch, so that any split of the data adds up to the same figure.
+
+        Returns:
+            The carry for the next batch, and a pytree of sums.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no evaluation")
+
+    def evaluation(self, shard: Shard) -> Evaluation | None:
+        """The evaluation that accompanies training, or None."""
+        del shard
+        return None
+
+    def figures(self, sums: Tree) -> dict[str, float]:
+        """Figures (such as perplexity) from the sums of a whole evaluation, in float64 numpy."""
+        raise NotImplementedError(f"{type(self).__name__} has no evaluation")
+
+    def baselines(self) -> list[dict[str, Any]]:
+        """Figures of trivial models on the evaluation's data, each with its "name"."""
+        return []
+
+    def generate(
+        self, params: dict[str, Tree], key: Key[Array, ""], request: Config
+    ) -> Iterator[Sample]:
+        """Samples for a request, in pieces as they come."""
+        raise NotImplementedError(f"{type(self).__name__} does not generate")
+
+    def samples(self, params: dict[str, Tree], key: Key[Array, ""]) -> Iterable[Sample]:
+        """What the loop shows while it trains, or nothing."""
+        del params, key
+        return ()
+
+    def save_assets(self, folder: Path) -> None:
+        """Write what the run needs besides arrays (a tokenizer), to be found by `make_task`."""
+        del folder
+
+    def units_per_step(self) -> dict[str, int]:
+        """What a step works through, such as `{"tokens": 768}`, for throughput."""
+        return {}
+
+    def flops_per_step(self) -> float | None:
+        """Analytic floating-point operations of a training step (2 a multiply-add), or None."""
+        return None

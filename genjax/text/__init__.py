@@ -1,0 +1,1 @@
+"""Language models: tokenizers, networks, training task, decoding, baselines."""

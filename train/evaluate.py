@@ -1,0 +1,67 @@
+"""One deterministic pass over a split: sums on the devices, totals on the host."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from genjax.parallel.partition import batch_sharding
+from genjax.task import Evaluation, Task, TrainState
+from train.stream import place
+
+
+class Interrupted(Exception):
+    """An evaluation ended early because a stop was asked for."""
+
+
+class Evaluator:
+    """Runs evaluations of one task; compiles its `eval_step` once a shape."""
+
+    def __init__(self, task: Task, mesh: Mesh) -> None:
+        self._task = task
+        self._sharding = batch_sharding(mesh)
+        self._step = jax.jit(task.eval_step)
+
+    def __call__(
+        self,
+        state: TrainState,
+        evaluation: Evaluation,
+        stop: Callable[[], bool] = lambda: False,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> dict[str, float]:
+        """The figures of a whole evaluation.
+
+        Args:
+            state: the trained state; it is not changed.
+            evaluation: what to go through, and the carry to start from.
+            stop: polled between batches.
+            progress: told the batches done and their total.
+
+        Raises:
+            Interrupted: `stop` said so.
+        """
+        state = dataclasses.replace(state, carry=evaluation.carry)
+        totals: Any = None
+        pending: Any = None
+        count = len(evaluation.batches)
+        for number in range(count):
+            if stop():
+                raise Interrupted
+            batch = place(evaluation.batches[number], self._sharding)
+            carry, sums = self._step(state, batch)
+            state = dataclasses.replace(state, carry=carry)
+            # One batch late, so that the device never waits for the host.
+            totals, pending = _add(totals, pending), sums
+            progress(number + 1, count)
+        return self._task.figures(_add(totals, pending))
+
+
+def _add(totals: Any, sums: Any) -> Any:
+    """Totals in float64 on the host: a float32 running sum loses digits over a long split."""
+    if sums is None:
+        return totals
+    host = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), jax.device_get(sums))
+    return host if totals is None else jax.tree.map(np.add, totals, host)

@@ -1,0 +1,272 @@
+"""The training loop. It reads top to bottom, and it knows no model."""
+
+import dataclasses
+import enum
+import time
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any
+
+import jax
+
+from genjax.parallel.mesh import make_mesh
+from genjax.parallel.partition import batch_sharding, state_shardings
+from genjax.run_config import RunConfig
+from genjax.task import Evaluation, Shard, Task, TrainState
+from train.checkpoint import Checkpoints, SaveError
+from train.clock import Clock
+from train.evaluate import Evaluator, Interrupted
+from train.guard import DivergenceGuard
+from train.progress import Progress
+from train.run_directory import RunDirectory
+from train.signals import StopRequest
+from train.stream import BatchStream
+from train.writers import open_writers, recorded
+
+
+class Outcome(enum.IntEnum):
+    """How a run ended; the value is the program's exit code."""
+
+    FINISHED = 0
+    """All steps are done and saved."""
+    DIVERGED = 3
+    """A metric was not finite, or the loss went far above its start."""
+    NOT_SAVED = 4
+    """The last checkpoint could not be written."""
+    INTERRUPTED = 75
+    """Stopped by a signal and saved; the same command goes on (EX_TEMPFAIL)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended, at which step, the figures of its last evaluation, and a line to tell."""
+
+    outcome: Outcome
+    step: int
+    figures: dict[str, float]
+    message: str
+
+
+def train(
+    task: Task, config: RunConfig, run: RunDirectory, stop: StopRequest, progress: Progress
+) -> Result:
+    """Train a task from its start, or from the newest intact checkpoint of its run directory.
+
+    Args:
+        task: what to train.
+        config: the run's config.
+        run: an open run directory.
+        stop: polled between steps and between the batches of an evaluation.
+        progress: shows what happens.
+
+    Raises:
+        UserError: the data, the mesh or the checkpoints do not fit the config.
+    """
+    # ---- devices ------------------------------------------------------------------------------
+    mesh = make_mesh(config.mesh)
+    shard = Shard(jax.process_index(), jax.process_count())
+    with jax.set_mesh(mesh):
+        # ---- state: from a checkpoint, or new -------------------------------------------------
+        key = jax.random.key(config.seed)
+        shapes = jax.eval_shape(task.init, key)
+        shardings = state_shardings(shapes, task.partition_rules, mesh)
+        checkpoints = Checkpoints(run.checkpoints, config.checkpoint, tell=progress.tell)
+        restored = checkpoints.restore(shapes, shardings)
+        if restored is None:
+            state = jax.jit(task.init, out_shardings=shardings)(key)
+            step, position = 0, None
+        else:
+            state, step, position = restored.state, restored.step, restored.position
+
+        # ---- data -----------------------------------------------------------------------------
+        batches = BatchStream(
+            task.dataset("train", shard),
+            batch_sharding(mesh),
+            position,
+            config.platform.reading_threads,
+        )
+        # ---- logs -----------------------------------------------------------------------------
+        writers = open_writers(config, run, step)
+        clock = Clock(step, recorded(run, "speed", "seconds") or 0.0)
+        guard = DivergenceGuard(config.divergence_factor)
+        evaluator = Evaluator(task, mesh)
+        figures: dict[str, float] = {}
+        last_saved = step
+
+        def event(message: str) -> None:
+            writers.record("event", step, {"message": message})
+            progress.tell(message)
+
+        def log(logged_step: int, metrics: dict[str, Any]) -> str | None:
+            """Fetch and write the metrics of a step; says what is wrong with them, if anything."""
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            writers.record("train", logged_step, values)
+            step_time = clock.read(logged_step)
+            speed: dict[str, float] = {"seconds": clock.seconds()}
+            if step_time is not None:
+                speed["step_time"] = step_time
+                for unit, count in task.units_per_step().items():
+                    speed[f"{unit}_per_second"] = count / step_time
+                if (flops := task.flops_per_step()) is not None:
+                    speed["flops_per_second"] = flops / step_time
+            writers.record("speed", logged_step, speed)
+            shown = {"loss": f"{values['loss']:.4f}"} if "loss" in values else {}
+            if step_time is not None:
+                shown["ms/step"] = f"{1000 * step_time:.1f}"
+            progress.update(logged_step, shown)
+            return guard.problem(values)
+
+        def evaluate(evaluation: Evaluation) -> dict[str, float]:
+            values = evaluator(state, evaluation, lambda: bool(stop))
+            writers.record(evaluation.name, step, values | {"protocol": evaluation.protocol})
+            text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+            progress.tell(f"step {step}  {evaluation.name}: {text}")
+            return values
+
+        def sample() -> None:
+            sample_key = jax.random.fold_in(jax.random.key(config.seed), step)
+            pieces = list(task.samples(state.evaluation_params(), sample_key))
+            if pieces:
+                writers.samples(step, pieces)
+                progress.tell(f"step {step}  sample:\n{pieces[0].text}\n")
+
+        def save() -> int:
+            """Start a checkpoint; returns the step of the newest that is saved or on its way."""
+            try:
+                checkpoints.save(step, state, batches.position, figures or None)
+            except SaveError as error:
+                event(f"{error}; training goes on")
+                return last_saved
+            return step
+
+        try:
+            # ---- what an interrupted run still owes -------------------------------------------
+            evaluation = task.evaluation(shard) if config.evaluation_every() else None
+            if step == 0:
+                for baseline in task.baselines():
+                    writers.record("baseline", 0, baseline)
+            else:
+                event(f"resumed from step {step}")
+                owed = _due(step, config.evaluation_every(), config.steps)
+                if evaluation and owed and not recorded(run, evaluation.name, "step", step):
+                    figures = evaluate(evaluation)
+            if step >= config.steps:
+                return Result(Outcome.FINISHED, step, figures, f"all {step} steps are done")
+
+            # ---- the loop: its order makes a resumed run equal to an unbroken one -------------
+            compiled: dict[Hashable, Callable[..., tuple[TrainState, dict[str, Any]]]] = {}
+            pending: tuple[int, dict[str, Any]] | None = None
+            problem: str | None = None
+            progress.start(step, config.steps)
+            while step < config.steps:
+                batch = next(batches)
+                variant = task.variant(step)
+                first_call = variant not in compiled
+                began = time.perf_counter()
+                if first_call:
+                    compiled[variant] = jax.jit(
+                        partial(task.train_step, variant=variant),
+                        donate_argnums=0,
+                        out_shardings=(shardings, None),
+                    )
+                state, metrics = compiled[variant](state, batch)
+                step += 1
+                if first_call:
+                    jax.block_until_ready(state)
+                    seconds = time.perf_counter() - began
+                    writers.record("speed", step, {"compile_seconds": seconds})
+                    clock.restart(step)
+
+                # Metrics are fetched one step late, while the devices work on the next step.
+                if pending is not None:
+                    problem = log(*pending)
+                    pending = None
+                due_evaluation = evaluation is not None and _due(
+                    step, config.evaluation_every(), config.steps
+                )
+                due_samples = _due(step, config.samples_every(), config.steps)
+                due_save = _due(step, config.checkpoint.every, config.steps) or (
+                    due_evaluation and config.checkpoint.best_metric is not None
+                )
+                stopping = bool(stop)
+                pause = due_evaluation or due_samples or due_save or stopping
+                if pause or step % config.log.every == 0:
+                    pending = (step, metrics)
+                if pause and problem is None:
+                    # What follows keeps or shows the state: first make sure that it is sound.
+                    problem = log(step, metrics)
+                    pending = None
+                if problem is not None:
+                    return _diverged(step, problem, run, checkpoints, event)
+                if not pause:
+                    continue
+
+                with clock.paused(state):
+                    figures = {}
+                    try:
+                        if due_evaluation and evaluation is not None and not stopping:
+                            figures = evaluate(evaluation)
+                        if due_samples and not stop:
+                            sample()
+                    except Interrupted:
+                        pass
+                    # Before the batches move on, so that the saved position fits the state.
+                    if due_save or stop:
+                        last_saved = save()
+                if stop:
+                    break
+
+            # ---- the end ----------------------------------------------------------------------
+            try:
+                checkpoints.wait()
+            except SaveError as error:
+                event(str(error))
+                last_saved = max(checkpoints.steps(), default=0)
+            if last_saved != step:
+                message = (
+                    f"step {step} could not be saved; make room, then run the same command again: "
+                    f"it goes on from step {last_saved}"
+                )
+                event(message)
+                return Result(Outcome.NOT_SAVED, step, figures, message)
+            if step < config.steps:
+                message = (
+                    f"stopped by {stop.signal_name}: saved step {step} of {config.steps}; "
+                    "the same command goes on from there"
+                )
+                event(message)
+                return Result(Outcome.INTERRUPTED, step, figures, message)
+            event(f"finished: {step} steps in {clock.seconds():.0f} s")
+            return Result(Outcome.FINISHED, step, figures, f"finished all {step} steps")
+        finally:
+            batches.close()
+            writers.close()
+            checkpoints.close()
+
+
+def _due(step: int, every: int | None, last: int) -> bool:
+    """Whether something that happens every so many steps, and at the end, happens now."""
+    return every is not None and (step % every == 0 or step == last)
+
+
+def _diverged(
+    step: int,
+    problem: str,
+    run: RunDirectory,
+    checkpoints: Checkpoints,
+    event: Callable[[str], None],
+) -> Result:
+    """Leave the checkpoints as they are, and name the last good one."""
+    checkpoints.wait()
+    good = max(checkpoints.steps(), default=None)
+    where = (
+        f"the last good checkpoint is step {good} ({run.checkpoints / str(good)})"
+        if good is not None
+        else "there is no checkpoint yet"
+    )
+    message = (
+        f"stopped at step {step}: {problem}; {where}\n"
+        "lower optimizer.learning_rate or optimizer.clip_norm and start in a new --workdir"
+    )
+    event(message)
+    return Result(Outcome.DIVERGED, step, {}, message)

@@ -1,0 +1,163 @@
+"""A run directory explains itself: config, environment, metrics, samples, checkpoints."""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+
+from genjax.config import differences, dump
+from genjax.errors import UserError
+from genjax.run_config import RESUMABLE_CHANGES, RunConfig
+
+_PACKAGES = ("genjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class RunDirectory:
+    """The files of one run, held by one process at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checkpoints = folder / "checkpoints"
+        self.assets = folder / "assets"
+        self.config_file = folder / "config.toml"
+        self.metrics_file = folder / "metrics.jsonl"
+        self.samples_file = folder / "samples.jsonl"
+        self.tensorboard = folder / "tensorboard"
+        self._lock: TextIO | None = None
+
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self.config_file.exists()
+
+    def open(self, config: RunConfig, saved: RunConfig | None) -> None:
+        """Start or continue a run here.
+
+        Args:
+            config: the config asked for.
+            saved: the config of the run that is here, or None if there is none.
+
+        Raises:
+            UserError: the folder cannot be written, another process trains here, or the run here
+                has another config; names the differences.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            if saved is not None:
+                self._refuse_changes(config, saved)
+            else:
+                self._refuse_foreign_files()
+            self._write("config.toml", dump(config))
+            self._write("environment.json", json.dumps(environment(), indent=2) + "\n")
+            self.assets.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: cannot write the run directory ({error.strerror}); "
+                "choose another with --workdir"
+            ) from error
+
+    def _write(self, name: str, text: str) -> None:
+        """Write a file so that a crash leaves either the old or the new one."""
+        part = self.folder / f"{name}.part"
+        part.write_text(text, encoding="utf-8")
+        part.replace(self.folder / name)
+
+    def _take_lock(self) -> None:
+        self._lock = (self.folder / "lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "unknown"
+            raise UserError(
+                f"{self.folder}: another process (pid {holder}) trains in this run directory; "
+                "wait for it, or choose another with --workdir"
+            ) from error
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+
+    def _refuse_changes(self, config: RunConfig, saved: RunConfig) -> None:
+        fixed = [
+            one.model_dump(mode="json", exclude=set(RESUMABLE_CHANGES)) for one in (saved, config)
+        ]
+        changed = differences(*fixed)
+        if changed:
+            shown = changed[:12] + ([f"and {len(changed) - 12} more"] if len(changed) > 12 else [])
+            lines = "\n".join(f"  {line}" for line in shown)
+            raise UserError(
+                f"{self.folder} holds a run with another config:\n{lines}\n"
+                "give the run's own values to continue it, or another --workdir"
+            )
+
+    def _refuse_foreign_files(self) -> None:
+        foreign = sorted(
+            entry.name for entry in self.folder.iterdir() if entry.name not in ("lock", "assets")
+        )
+        if foreign:
+            raise UserError(
+                f"{self.folder}: not empty and not a run (it holds {foreign[0]}); "
+                "choose another folder with --workdir"
+            )
+
+    def close(self) -> None:
+        """Let other processes use the directory."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices, command and source revision of this process, to reproduce a run."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed as a package"
+    return {
+        "command": shlex.join([Path(sys.executable).name, *_module_arguments()]),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "devices": [f"{device.device_kind} ({device.platform})" for device in jax.devices()],
+        "processes": jax.process_count(),
+        "versions": versions,
+        "git_commit": _git_commit(),
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def _module_arguments() -> list[str]:
+    """`sys.argv` with `-m package` in place of the path of a package's `__main__.py`."""
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py":
+        return ["-m", program.parent.name, *sys.argv[1:]]
+    return sys.argv
+
+
+def _git_commit() -> str | None:
+    """The commit of the source tree that runs, with "+" if it was changed, or None."""
+    root = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip()

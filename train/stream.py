@@ -1,0 +1,67 @@
+"""Batches on their way to the devices, a few ahead, each with the position that follows it."""
+
+import collections
+from typing import Any
+
+import grain
+import jax
+from jax.sharding import Sharding
+
+from genjax.task import Batch
+
+PREFETCH = 2
+"""Batches on the device beyond the one in use: enough to hide a transfer."""
+
+
+class BatchStream:
+    """An endless stream of global batches, placed on the devices.
+
+    Batches are read ahead, so the iterator's own position is ahead of the training. Each batch
+    therefore carries the position after it, and `position` is that of the last batch handed out:
+    what a checkpoint must hold.
+    """
+
+    def __init__(
+        self,
+        dataset: grain.MapDataset,
+        sharding: Sharding,
+        position: dict[str, Any] | None = None,
+        threads: int = 1,
+    ) -> None:
+        """Start to read.
+
+        Args:
+            dataset: batches of numpy arrays, this process' rows.
+            sharding: how a global batch lies on the devices.
+            position: where to go on, from an earlier `position`; the start by default.
+            threads: threads that read batches ahead.
+        """
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * max(threads, 1))
+        self._iterator = iter(dataset.to_iter_dataset(options))
+        if position is not None:
+            self._iterator.set_state(position)
+        self._sharding = sharding
+        self._ahead: collections.deque[tuple[Batch, dict[str, Any]]] = collections.deque()
+        self.position: dict[str, Any] = self._iterator.get_state()
+
+    def _read(self) -> None:
+        batch = next(self._iterator)
+        self._ahead.append((place(batch, self._sharding), self._iterator.get_state()))
+
+    def __next__(self) -> Batch:
+        while len(self._ahead) < PREFETCH:
+            self._read()
+        batch, self.position = self._ahead.popleft()
+        return batch
+
+    def close(self) -> None:
+        """Stop the reading threads."""
+        self._iterator.close()
+
+
+def place(batch: Batch, sharding: Sharding) -> Batch:
+    """Put this process' rows of a batch on its devices as one global array each."""
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }
