@@ -281,9 +281,9 @@ def _check(
 ) -> C:
     if isinstance(schema, Mapping):
         schema = _choose(layers, schema, name)
-    # Defaults go below each layer, so that a `kind` which a file leaves out is known to `merge`.
-    tree = fill(schema, {})
+    tree: dict[str, Any] = {}
     for layer in layers:
+        # Defaults go in at once, so that a `kind` which this layer leaves out is known to the next.
         tree = fill(schema, merge(tree, layer, schema))
     faults = {key: "nan is not a value; give a number" for key in nan_keys(tree)}
     config = None

@@ -151,10 +151,10 @@ def _likely_key(place: _Place, schema: type[BaseModel]) -> str:
     owner, leaf = place.owner, place.key.rpartition(".")[2]
     known = list(_keys(schema))
     for path, table in known:
-        if path == place.key:
+        if path == place.key and kinds(owner) and kinds(table):
             return f" for kind {quoted(kinds(owner))}; it belongs to {quoted(kinds(table))}"
     close = get_close_matches(leaf, owner.model_fields, n=1, cutoff=0.7)
-    elsewhere = [path for path, _ in known if path.rpartition(".")[2] == leaf]
+    elsewhere = [path for path, _ in known if path.rpartition(".")[2] == leaf and path != place.key]
     for likely in (*close, *elsewhere):
         return f"; did you mean {likely!r}?"
     return f"; known here: {quoted(tuple(owner.model_fields))}"

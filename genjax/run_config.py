@@ -82,6 +82,10 @@ class RunConfig(Config):
         """
         raise NotImplementedError(f"{type(self).__name__} makes no task")
 
+    def generation_schema(self) -> type[Config]:
+        """The flat config of a request to `Task.generate`."""
+        raise NotImplementedError(f"{type(self).__name__} does not generate")
+
     def evaluation_every(self) -> int | None:
         """Steps between evaluations during training, or None for no evaluation."""
         return None

@@ -9,11 +9,11 @@ import abc
 import dataclasses
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import grain
 import jax
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Key
 
 from genjax.config import Config
 
@@ -38,20 +38,21 @@ class TrainState:
     """Everything that a training step changes, the same for every family.
 
     Attributes:
-        step: number of training steps done.
+        step: number of training steps done, an int32 scalar.
         params: parameters, a dict by network, such as `{"language_model": ...}`.
         opt_state: optimizer states by the same names.
         ema: exponential moving averages of parameters, by the same names, or empty.
         carry: what flows from batch to batch (recurrent state, controllers), or empty.
-        key: the run's random key. It never changes: a step folds in `step`.
+        key: the run's random key, a typed scalar key. It never changes: a step folds in `step`.
     """
 
-    step: Int[Array, ""]
+    # Not typed as arrays: the same tree holds shapes and shardings.
+    step: Any
     params: dict[str, Tree]
     opt_state: dict[str, Tree]
     ema: dict[str, Tree]
     carry: dict[str, Tree]
-    key: Key[Array, ""]
+    key: Any
 
     def step_key(self) -> Key[Array, ""]:
         """The random key of the coming step, a function of the run's key and the step alone."""
@@ -115,9 +116,6 @@ class Task(abc.ABC):
 
     partition_rules: PartitionRules = ()
     """How the arrays of the train state shard; what no rule names falls back to FSDP."""
-
-    generation_schema: ClassVar[type[Config]] = Config
-    """The flat config of a `generate` request; `tools.generate` makes its options from it."""
 
     @abc.abstractmethod
     def init(self, key: Key[Array, ""]) -> TrainState:

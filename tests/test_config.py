@@ -32,7 +32,7 @@ class Cosine(Config):
     """Half a cosine down to zero."""
 
     kind: Literal["cosine"] = "cosine"
-    warmup_steps: int = Field(0, ge=0, lt=2**32)
+    warmup_steps: int = Field(default=0, ge=0, lt=2**32)
     """Steps of linear warm-up."""
 
 
@@ -41,7 +41,7 @@ class Constant(Config):
 
 
 class Optimizer(Config):
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(default=3e-4, gt=0)
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Decay rates of both moments."""
@@ -55,9 +55,9 @@ class Transformer(Config):
     """Attention over all past tokens."""
 
     kind: Literal["transformer"] = "transformer"
-    num_layers: int = Field(4, ge=1)
+    num_layers: int = Field(default=4, ge=1)
     """Number of blocks."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout rate."""
 
 
@@ -76,7 +76,7 @@ class Decay(Config):
 
 class Part(Config):
     path: str
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0)
 
 
 class Run(Config):
@@ -87,7 +87,7 @@ class Run(Config):
     lowercase: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     limit: int | Literal["all"] = "all"
-    layers: list[int | None] = Field([])
+    layers: list[int | None] = Field(default=[])
     model: Annotated[Transformer | Recurrent, Field(discriminator="kind")] = Transformer(
         num_layers=8
     )
@@ -98,7 +98,7 @@ class Run(Config):
     """How parameters move."""
     parts: tuple[Part, ...] = ()
     """Files to read."""
-    extras: dict[str, Part] = Field({})
+    extras: dict[str, Part] = Field(default={})
 
 
 class Other(Config):
@@ -144,7 +144,7 @@ def test_configs_are_frozen_and_hashable():
 
 def test_defaults_are_validated():
     class Wrong(Config):
-        size: int = Field(0, ge=1)
+        size: int = Field(default=0, ge=1)
 
     with pytest.raises(ValidationError):
         Wrong()
@@ -361,6 +361,16 @@ def test_load_lays_a_table_over_the_default_instance_of_its_field():
     )
 
 
+def test_default_instances_hold_in_depth():
+    class Outer(Config):
+        optimizer: Optimizer = Optimizer(schedule=Constant(), betas=(0.5, 0.6))
+
+    config = check({"optimizer": {"learning_rate": 0.1}}, Outer)
+    assert config.optimizer == Optimizer(learning_rate=0.1, schedule=Constant(), betas=(0.5, 0.6))
+    config = check({"optimizer": {"schedule": {"kind": "cosine"}}}, Outer)
+    assert config.optimizer == Optimizer(schedule=Cosine(warmup_steps=10), betas=(0.5, 0.6))
+
+
 @pytest.mark.parametrize("stated", ["", "kind = 'transformer'\n"])
 def test_an_override_of_kind_drops_the_old_classes_keys(stated: str):
     file = write(Path("exp.toml"), f"[model]\n{stated}num_layers = 2\n")
@@ -531,6 +541,29 @@ def test_every_fault_is_told_by_its_key(text: str, expected: list[str]):
     known = ", ".join(repr(name) for name in Run.model_fields)
     wanted = [line.replace("KNOWN", f"no such key; known here: {known}") for line in expected]
     assert faults(text) == wanted
+
+
+def test_a_key_of_the_same_table_in_another_class_is_told_apart():
+    class Small(Config):
+        depth: int = 1
+
+    class Large(Config):
+        width: int = 1
+
+    class A(Config):
+        kind: Literal["a"] = "a"
+        size: Small = Small()
+
+    class B(Config):
+        kind: Literal["b"] = "b"
+        size: Large = Large()
+
+    class Outer(Config):
+        net: Annotated[A | B, Field(discriminator="kind")] = A()
+
+    assert refusal(check, {"net": {"size": {"width": 3}}}, Outer) == (
+        "config does not fit:\n  net.size.width: no such key; known here: 'depth'"
+    )
 
 
 def test_a_rule_of_the_whole_table_is_told_in_its_own_words():
@@ -767,11 +800,11 @@ def test_print_help_is_whole_when_piped_from_a_narrow_terminal():
 
 
 class Request(Config):
-    prompts: list[str] = Field(["The"])
+    prompts: list[str] = Field(default=["The"])
     """Texts to go on from."""
-    max_length: int = Field(32, ge=1, le=100)
+    max_length: int = Field(default=32, ge=1, le=100)
     """Longest answer in tokens; 50% of them are spaces."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     """Heat of the softmax."""
     top_k: Annotated[int, Field(ge=1)] | None = 40
     """Keep this many tokens."""

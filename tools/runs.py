@@ -21,12 +21,22 @@ Record = dict[str, Any]
 
 SUBJECT = r"(?:the )?(?:run |training |loss )?(?:was |is |has )?"
 ENDINGS = {
-    "diverged": re.compile(SUBJECT + r"(?:diverged|not finite|nan)\b", re.IGNORECASE),
-    "stopped": re.compile(SUBJECT + r"(?:stopped|interrupted|preempted|killed)\b", re.IGNORECASE),
+    "diverged": re.compile(
+        SUBJECT + r"(?:diverged\b|not finite\b|nan\b|stopped at step \d+: )", re.IGNORECASE
+    ),
+    "stopped": re.compile(
+        SUBJECT + r"(?:(?:stopped|interrupted|preempted|killed)\b|step \d+ could not be saved)",
+        re.IGNORECASE,
+    ),
     "finished": re.compile(SUBJECT + r"(?:finished|completed|done)\b", re.IGNORECASE),
     "open": re.compile(SUBJECT + r"(?:started|resumed)\b", re.IGNORECASE),
 }
-"""What an event's message begins with, and the state that the run is in from there on."""
+"""What an event's message begins with, and the state that the run is in from there on.
+
+A run that stops of itself says "stopped at step" and, after a colon, what went wrong.
+"""
+NOT_FINITE = ("nan", "inf", "-inf")
+"""How JSON, which has no such numbers, holds them as text."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +132,17 @@ class Run:
 
 
 def scalars(record: Record) -> dict[str, float]:
-    """The numbers of a line, without its step; `null` is NaN, text and flags are no numbers."""
+    """The numbers of a line, without its step; flags are no numbers, nor is text but NOT_FINITE.
+
+    `null` is NaN.
+    """
     found = {}
     for key, value in record.items():
         if key == "step" or isinstance(value, bool):
             continue
         if value is None:
             found[key] = math.nan
-        elif isinstance(value, int | float):
+        elif isinstance(value, int | float) or value in NOT_FINITE:
             found[key] = float(value)
     return found
 

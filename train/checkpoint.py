@@ -23,9 +23,6 @@ from train.integrity import checksums
 
 managers = ocp.checkpoint_managers
 
-_ITEMS = ("state", "position", "checksums")
-
-
 class SaveError(Exception):
     """A checkpoint could not be written; earlier ones are untouched."""
 
@@ -93,6 +90,7 @@ class Checkpoints:
         """
         self.folder = folder.absolute()
         self._tell = tell
+        self._writable = config is not None
         policies = None
         if config is not None:
             keep: list[managers.PreservationPolicy] = [managers.LatestN(config.keep_last)]
@@ -116,12 +114,26 @@ class Checkpoints:
                 cleanup_tmp_directories=config is not None,
                 enable_async_checkpointing=True,
             ),
-            item_names=_ITEMS,
+            # Named, so that a program that only reads knows how to.
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "position": ocp.JsonCheckpointHandler(),
+                "checksums": ocp.JsonCheckpointHandler(),
+            },
         )
 
     def steps(self) -> list[int]:
         """The steps of all finished checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
+
+    def best(self, metric: str) -> int | None:
+        """The step whose evaluation had the lowest value of a figure, or None if none was saved."""
+        values = {
+            step: figures[metric]
+            for step in self.steps()
+            if (figures := self._manager.metrics(step)) and metric in figures
+        }
+        return min(values, key=lambda step: values[step], default=None)
 
     def save(
         self,
@@ -194,7 +206,7 @@ class Checkpoints:
                 damaged.append(candidate)
                 self._tell(f"the checkpoint of step {candidate} is damaged: {error}")
                 continue
-            for bad in damaged:
+            for bad in damaged if self._writable else ():
                 self._set_aside(bad)
             if damaged:
                 self._tell(f"going on from the checkpoint of step {candidate} instead")

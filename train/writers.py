@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -14,6 +14,7 @@ from genjax.task import Sample
 from train.run_directory import RunDirectory
 
 
+@runtime_checkable
 class Writer(Protocol):
     """One place where a run's figures go."""
 

@@ -13,7 +13,9 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from genjax.nn.activations import gelu
 from genjax.nn.attention import Implementation, attention
+from genjax.nn.dense import Dense
 from genjax.nn.position import rotate
 
 INITIAL_SCALE = 0.02
@@ -47,7 +49,7 @@ class Attention(nn.Module):
         angles: Array | None,
     ) -> tuple[Float[Array, "B T D"], dict[str, Array] | None]:
         """Attend; with a cache, write keys and values at `index` and attend to all before."""
-        dense = functools.partial(nn.Dense, use_bias=self.use_bias, dtype=self.dtype)
+        dense = functools.partial(Dense, use_bias=self.use_bias, dtype=self.dtype)
         batch, length, features = inputs.shape
         group_size = self.num_heads // self.num_kv_heads
         qkv = dense(
@@ -96,7 +98,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, inputs: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Transform each token on its own, [B, T, D] to [B, T, D]."""
-        dense = functools.partial(nn.Dense, use_bias=self.use_bias, dtype=self.dtype)
+        dense = functools.partial(Dense, use_bias=self.use_bias, dtype=self.dtype)
         widen = functools.partial(
             dense, self.hidden_size, kernel_init=nn.initializers.normal(INITIAL_SCALE)
         )
@@ -105,7 +107,7 @@ class FeedForward(nn.Module):
             case "gelu":
                 hidden = nn.gelu(hidden, approximate=True)
             case "gelu_exact":
-                hidden = nn.gelu(hidden, approximate=False)
+                hidden = gelu(hidden)
             case "swiglu":
                 hidden = nn.silu(widen(name="gate")(inputs)) * hidden
         return dense(

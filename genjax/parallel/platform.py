@@ -1,5 +1,6 @@
 """How JAX is set up before its first use: compilation cache and compiler flags."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -20,6 +21,8 @@ class PlatformConfig(Config):
 
 def start(config: PlatformConfig) -> None:
     """Set up JAX for a run. Call before anything touches a device."""
+    # Orbax tells every step of its work; what matters to a user is told by the loop.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     if config.compilation_cache:
         folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", config.compilation_cache))
         jax.config.update("jax_compilation_cache_dir", str(folder.expanduser()))

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 
 from genjax.errors import UserError
+from genjax.task import TextSample
 from genjax.text import decoding_loop
 from genjax.text.decoding_loop import LanguageModel
 from genjax.text.logits import Sampling
@@ -159,23 +160,6 @@ def generate(
     return chunks()
 
 
-@dataclass(frozen=True)
-class TextPiece:
-    """A stretch of text that one row of the batch has produced.
-
-    Attributes:
-        index: The row.
-        text: What follows the pieces of this row so far; may be empty in the last one.
-        done: Whether this is the row's last piece.
-        reason: Why the row is done.
-    """
-
-    index: int
-    text: str
-    done: bool
-    reason: Reason | None
-
-
 class _StopFilter:
     """Lets text through up to a stop string, holding back what may turn out to begin one."""
 
@@ -225,7 +209,7 @@ def generate_text(
     stop: Sequence[str] = (),
     sample_ids: Sequence[int] | None = None,
     chunk: int = 16,
-) -> Iterator[TextPiece]:
+) -> Iterator[TextSample]:
     """Continue texts, giving out the new text as it comes; `generate` for strings.
 
     A row ends at the tokenizer's end of text, before the first of the `stop` strings, or after
@@ -272,7 +256,7 @@ def generate_text(
         chunk=chunk,
     )
 
-    def pieces() -> Iterator[TextPiece]:
+    def pieces() -> Iterator[TextSample]:
         decoders = [StreamDecoder(tokenizer) for _ in prompts]
         waiting = set(range(len(prompts)))
         for part in chunks:
@@ -289,6 +273,6 @@ def generate_text(
                 if reason is not None:
                     waiting.discard(row)
                 if shown or reason is not None:
-                    yield TextPiece(row, shown, reason is not None, reason)
+                    yield TextSample(row, shown, reason is not None, reason)
 
     return pieces()

@@ -28,7 +28,7 @@ PREFILL_BLOCK = 16
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """What decoding asks of a Linen module.
+    """What decoding asks of a Linen module, whose fields must be hashable.
 
     Reached through `apply`: `hidden(tokens, carry) -> (hidden, carry)` appends tokens `[B, T]`,
     `logits(hidden) -> [..., V]`, and `initial_carry(batch_size, length)`.
@@ -47,8 +47,6 @@ class LanguageModel(Protocol):
     def apply(self, variables: Any, *args: Any, method: str, **kwargs: Any) -> Any:
         """Call a method of the module with its parameters."""
         ...
-
-    def __hash__(self) -> int: ...
 
 
 class Request(NamedTuple):

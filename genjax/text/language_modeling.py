@@ -5,7 +5,7 @@ Letters: B batch, T time, V vocabulary.
 
 from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import grain
 import jax
@@ -39,8 +39,6 @@ NETWORK = "language_model"
 
 class LanguageModeling(Task):
     """Next-token prediction with the loss in nats, averaged over the targets that count."""
-
-    generation_schema: ClassVar[type[Config]] = TextGenerationConfig
 
     def __init__(self, config: LanguageModelingConfig, assets: Path | None = None) -> None:
         """Make the model of a config.
@@ -117,7 +115,7 @@ class LanguageModeling(Task):
         }
         metrics = {
             "loss": nats / count,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": self.schedule(state.step),
         }
         next_state = TrainState(
@@ -229,9 +227,11 @@ class LanguageModeling(Task):
     def generate(
         self, params: dict[str, Any], key: Key[Array, ""], request: Config
     ) -> Iterator[TextSample]:
-        """Continue each prompt, `count` times, in pieces as they come."""
+        """Each prompt with its continuation, `count` times, in pieces as they come."""
         assert isinstance(request, TextGenerationConfig)
         prompts = [prompt for prompt in request.prompts() for _ in range(request.count)]
+        for index, prompt in enumerate(prompts):
+            yield TextSample(index, prompt, done=False)
         yield from generate_text(
             self.model,
             params[NETWORK],
@@ -245,11 +245,10 @@ class LanguageModeling(Task):
 
     def samples(self, params: dict[str, Any], key: Key[Array, ""]) -> Iterable[TextSample]:
         """The continuation of each prompt of `samples.prompts`, prompt included."""
-        config = self.config.samples
-        texts = list(config.prompts)
-        for piece in self.generate(params, key, config.request()):
-            texts[piece.index] += piece.text
-        return [TextSample(index, text) for index, text in enumerate(texts)]
+        texts: dict[int, str] = {}
+        for piece in self.generate(params, key, self.config.samples.request()):
+            texts[piece.index] = texts.get(piece.index, "") + piece.text
+        return [TextSample(index, text) for index, text in texts.items()]
 
     def save_assets(self, folder: Path) -> None:
         """Write the tokenizer and the fingerprint of the text."""

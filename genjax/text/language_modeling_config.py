@@ -143,6 +143,10 @@ class LanguageModelingConfig(RunConfig):
 
         return LanguageModeling(self, assets)
 
+    def generation_schema(self) -> type[Config]:
+        """Prompts and sampling."""
+        return TextGenerationConfig
+
     def evaluation_every(self) -> int | None:
         """Steps between evaluations."""
         return self.evaluation.every

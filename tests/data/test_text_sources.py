@@ -1,5 +1,4 @@
 import logging
-import os
 from pathlib import Path
 
 import pytest
@@ -132,9 +131,8 @@ def test_unknown_split():
         open_text(BuiltinText()).documents("test")
 
 
-@pytest.mark.skipif("GENJAX_TEST_DATA" not in os.environ, reason="GENJAX_TEST_DATA is not set")
-def test_tiny_shakespeare_split():
-    path = Path(os.environ["GENJAX_TEST_DATA"]) / "tiny_shakespeare" / "input.txt"
+def test_tiny_shakespeare_split(test_data):
+    path = test_data / "tiny_shakespeare" / "input.txt"
     source = open_text(TextFiles(path=path))
     assert len(joined(source, "train")) == 1_003_854
     assert len(joined(source, "validation")) == 111_540

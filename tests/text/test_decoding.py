@@ -1,3 +1,6 @@
+import functools
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -25,7 +28,8 @@ class Elman(nn.Module):
 
     def setup(self):
         self.embedding = nn.Embed(self.vocab_size, self.hidden_size)
-        self.recurrent = nn.Dense(self.hidden_size)
+        shape = (self.hidden_size, self.hidden_size)
+        self.recurrent = self.param("recurrent", nn.initializers.normal(0.1), shape)
         self.output = nn.Dense(self.vocab_size)
 
     def initial_carry(self, batch_size, length):
@@ -34,11 +38,13 @@ class Elman(nn.Module):
     def hidden(self, tokens, carry=None):
         if carry is None:
             carry = self.initial_carry(tokens.shape[0], tokens.shape[1])
-        states = []
-        for time in range(tokens.shape[1]):
-            carry = jnp.tanh(self.recurrent(carry) + self.embedding(tokens[:, time]))
-            states.append(carry)
-        return jnp.stack(states, axis=1), carry
+
+        def step(state, x):
+            state = jnp.tanh(state @ self.recurrent + x)
+            return state, state
+
+        carry, states = jax.lax.scan(step, carry, self.embedding(tokens).swapaxes(0, 1))
+        return states.swapaxes(0, 1), carry
 
     def logits(self, hidden):
         return self.output(hidden)
@@ -52,9 +58,9 @@ def transformer(context_length=64, **fields):
     return Transformer(
         vocab_size=fields.pop("vocab_size", VOCAB_SIZE),
         context_length=context_length,
-        num_layers=2,
+        num_layers=2 if fields.get("scan_layers") else 1,
         num_heads=4,
-        hidden_size=32,
+        hidden_size=16,
         **fields,
     )
 
@@ -62,7 +68,7 @@ def transformer(context_length=64, **fields):
 def initialise(model):
     params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     # Far from a fresh model's almost even distribution, so that every logit matters.
-    return jax.tree.map(lambda x: 6 * x if x.ndim > 1 else x, params)
+    return jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, params)
 
 
 MODELS = {
@@ -95,25 +101,41 @@ def collect(model, params, prompts, chunk=16, **options):
     return rows, reasons, scores
 
 
+LONGEST = 96
+
+
+@functools.cache
+def uncached_step(name, sampling):
+    """One token without a cache: reads the window whole, chooses as the definition says."""
+    model = MODELS[name]
+
+    @jax.jit
+    def step(window, last, history, length, key):
+        logits = model.apply({"params": PARAMS[name]}, window[None])[0][:, last]
+        chosen = draw(key[None], transform(logits, history[None], length, sampling), sampling)[0]
+        return chosen, jax.nn.log_softmax(logits)[0, chosen]
+
+    return step
+
+
 def reference(name, tokens, count, sampling, sample_id=0):
-    """Continue one row without a cache: the whole window is read for every token."""
-    model, params = MODELS[name], PARAMS[name]
-    context = model.context_length or len(tokens) + count
-    whole = jax.jit(lambda window: model.apply({"params": params}, window)[0])
-    text, scores = list(map(int, tokens)), []
-    while len(text) < len(tokens) + count:
-        window = []
-        for token in text:
-            if len(window) == context:
-                window = window[-(context // 2) :] if context > 1 else []
-            window.append(token)
-        padded = jnp.asarray([window + [0] * (context - len(window))], jnp.int32)
-        logits = whole(padded)[:, len(window) - 1]
-        history = jnp.asarray([text], jnp.int32)
-        key = jax.random.fold_in(jax.random.fold_in(KEY, sample_id), len(text))
-        chosen = draw(key[None], transform(logits, history, len(text), sampling), sampling)
-        text.append(int(chosen[0]))
-        scores.append(float(jax.nn.log_softmax(logits)[0, text[-1]]))
+    context = MODELS[name].context_length or LONGEST
+    step = uncached_step(name, sampling)
+    text, scores, window = list(map(int, tokens)), [], []
+    for token in text[:-1]:
+        window = (window[-(context // 2) :] if len(window) == context else window) + [token]
+    row_key = jax.random.fold_in(KEY, sample_id)
+    for _ in range(count):
+        window = (window[-(context // 2) :] if len(window) == context else window) + [text[-1]]
+        chosen, score = step(
+            np.pad(np.asarray(window, np.int32), (0, context - len(window))),
+            len(window) - 1,
+            np.pad(np.asarray(text, np.int32), (0, LONGEST - len(text))),
+            len(text),
+            jax.random.fold_in(row_key, len(text)),
+        )
+        text.append(int(chosen))
+        scores.append(float(score))
     return text[len(tokens) :], scores
 
 
@@ -121,26 +143,35 @@ def reference(name, tokens, count, sampling, sample_id=0):
 def test_logits_with_a_cache_equal_those_without(name):
     model, params = MODELS[name], PARAMS[name]
     tokens = jnp.asarray(np.stack([prompt(16, 1), prompt(16, 2)]))
-    expected, _ = model.apply({"params": params}, tokens)
+    apply = jax.jit(lambda tokens, carry: model.apply({"params": params}, tokens, carry))
+    expected, _ = apply(tokens, None)
     carry = decoding_loop._prefill(model, params, tokens[:, :9], 16)
     for time in range(9, 16):
         step = tokens[:, time : time + 1]
-        logits, carry = model.apply({"params": params}, step, carry)
+        logits, carry = apply(step, carry)
         np.testing.assert_allclose(logits[:, 0], expected[:, time], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("length", [1, 16, 17, 20, 40, 51])
-@pytest.mark.parametrize("name", MODELS)
-def test_greedy_output_and_scores_equal_those_without_a_cache(name, length):
-    # Prompts shorter and longer than the context, and at the edges of prefill and windows.
-    row = prompt(length)
-    text, scores = reference(name, row, 30, GREEDY)
-    rows, reasons, log_probs = collect(
-        MODELS[name], PARAMS[name], [row], max_tokens=30, sampling=GREEDY, score=True
-    )
-    assert rows == [text]
-    assert reasons == ["length"]
-    np.testing.assert_allclose(log_probs[0], scores, atol=1e-5)
+@pytest.mark.parametrize(
+    ("name", "lengths"),
+    [
+        ("learned", [1, 17]),
+        ("short", [1, 20, 34]),  # shorter and longer than the context
+        ("odd", [16, 17, 34]),  # at the edges of prefill and window
+        ("scanned", [34]),
+        ("recurrent", [1, 34]),
+    ],
+)
+def test_greedy_output_and_scores_equal_those_without_a_cache(name, lengths):
+    for length in lengths:
+        row = prompt(length)
+        text, scores = reference(name, row, 30, GREEDY)
+        rows, reasons, log_probs = collect(
+            MODELS[name], PARAMS[name], [row], max_tokens=30, sampling=GREEDY, score=True
+        )
+        assert rows == [text]
+        assert reasons == ["length"]
+        np.testing.assert_allclose(log_probs[0], scores, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["short", "recurrent"])
@@ -167,20 +198,20 @@ def test_sampled_output_with_every_transform_equals_that_without_a_cache(name):
     )
     assert rows == [text]
     np.testing.assert_allclose(log_probs[0], scores, atol=1e-5)
-    pairs = list(zip(text, text[1:], strict=False))
+    pairs = list(itertools.pairwise(text))
     assert len(pairs) == len(set(pairs))
 
 
-@pytest.mark.parametrize("name", ["learned", "odd", "recurrent"])
-@pytest.mark.parametrize("chunk", [1, 5, 1000])
-def test_chunks_do_not_change_the_text(name, chunk):
+@pytest.mark.parametrize("name", ["odd", "recurrent"])
+def test_chunks_do_not_change_the_text(name):
     prompts = [prompt(5), prompt(19, 1), prompt(1, 2)]
-    expected = collect(MODELS[name], PARAMS[name], prompts, max_tokens=25, score=True)
-    result = collect(MODELS[name], PARAMS[name], prompts, chunk=chunk, max_tokens=25, score=True)
-    assert result == expected
+    model, params = MODELS[name], PARAMS[name]
+    expected = collect(model, params, prompts, chunk=1000, max_tokens=25, score=True)
+    for chunk in (1, 5, 16):
+        assert collect(model, params, prompts, chunk=chunk, max_tokens=25, score=True) == expected
 
 
-@pytest.mark.parametrize("name", ["learned", "short", "recurrent"])
+@pytest.mark.parametrize("name", ["short", "recurrent"])
 def test_a_row_does_not_depend_on_the_others(name):
     prompts = [prompt(23), prompt(2, 1), prompt(40, 2), prompt(2, 1)]
     model, params = MODELS[name], PARAMS[name]
@@ -201,9 +232,8 @@ def test_different_keys_and_sample_ids_give_different_texts():
     assert other[0] != rows[0]
 
 
-@pytest.mark.parametrize("name", ["learned", "recurrent"])
-def test_stop_tokens_end_a_row_and_are_part_of_it(name):
-    model, params = MODELS[name], PARAMS[name]
+def test_stop_tokens_end_a_row_and_are_part_of_it():
+    model, params = MODELS["learned"], PARAMS["learned"]
     prompts = [prompt(6), prompt(3, 1)]
     free, _, _ = collect(model, params, prompts, max_tokens=20)
     stop = (free[0][7], VOCAB_SIZE - 1)
@@ -217,12 +247,12 @@ def test_stop_tokens_end_a_row_and_are_part_of_it(name):
 
 def test_a_stop_token_in_a_prompt_does_not_end_the_row():
     model, params = MODELS["learned"], PARAMS["learned"]
-    prompts = [prompt(2), np.full(30, 3, np.int32)]
+    prompts = [prompt(6), prompt(30, 1)]
     rows, _, _ = collect(model, params, prompts, max_tokens=4)
-    again, reasons, _ = collect(model, params, prompts, max_tokens=4, stop_tokens=(3,))
-    assert (again[1] == rows[1]) or again[1][-1] == 3
-    assert len(again[1]) > 0
-    assert reasons[1] is not None
+    stop = tuple(sorted(set(prompts[1].tolist()) - set(rows[1])))[:2]
+    again, reasons, _ = collect(model, params, prompts, max_tokens=4, stop_tokens=stop)
+    assert again[1] == rows[1]
+    assert reasons[1] == "length"
 
 
 def test_the_loop_ends_early_and_rows_can_be_stopped_between_chunks():
@@ -348,12 +378,12 @@ def test_stop_strings_are_never_given_out(chunk):
     assert say("xab", stop=("b", "ab"), chunk=chunk) == ("x", "stop_string")
     assert say("abab", stop=("abc", "zz"), chunk=chunk) == ("abab", "stop_token")
     assert say("abab", stop=("abc",), chunk=chunk, max_tokens=3) == ("aba", "length")
-    assert say("naïve – ja", stop=("– j",), chunk=chunk) == ("naïve ", "stop_string")
+    assert say("naïve ß ja", stop=("ß j",), chunk=chunk) == ("naïve ", "stop_string")
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5])
 def test_unfinished_characters_are_held_back(chunk):
-    assert say("é–😀", chunk=chunk) == ("é–😀", "stop_token")
+    assert say("éß😀", chunk=chunk) == ("éß😀", "stop_token")
     assert say("é😀", chunk=chunk, max_tokens=4) == ("é\ufffd", "length")
 
 
@@ -371,7 +401,7 @@ def test_text_that_may_begin_a_stop_string_is_held_back():
         chunk=2,
     )
     shown = [piece.text for piece in pieces]
-    assert shown == ["on", "e ", "EN ", "tw", "o ", ""]
+    assert shown == ["on", "e ", "EN t", "wo", " ", ""]
 
 
 def test_text_of_a_batch_arrives_by_row():

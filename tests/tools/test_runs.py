@@ -1,6 +1,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 from fabricate import BASELINES, fabricate_run, write_lines
 
@@ -77,10 +78,13 @@ def test_steps_written_twice_by_a_resume_count_once(tmp_path):
 
 def test_null_is_nan_and_flags_and_text_are_no_numbers(tmp_path):
     record = {"kind": "train", "step": 1, "loss": None, "skipped": True, "note": "warm"}
-    nan = {"kind": "train", "step": 2, "loss": math.nan}
+    nan = {"kind": "train", "step": 2, "loss": math.nan, "note": "nan in it"}
     series = bare_run(tmp_path / "demo", [record, nan]).series("train")
     assert list(series) == ["loss"]
     assert all(math.isnan(value) for value in series["loss"].values)
+    told = [{"kind": "train", "step": i, "loss": t} for i, t in enumerate(["nan", "inf", "-inf"])]
+    values = bare_run(tmp_path / "told", told).series("train")["loss"].values
+    np.testing.assert_array_equal(values, [math.nan, math.inf, -math.inf])
 
 
 @pytest.mark.parametrize(
@@ -97,6 +101,10 @@ def test_null_is_nan_and_flags_and_text_are_no_numbers(tmp_path):
         (["stopped at step 9", "resumed from step 9"], "open", ""),
         (["stopped at step 9", "resumed from step 9", "finished"], "finished", "finished"),
         (["loss is not finite"], "diverged", "loss is not finite"),
+        (["stopped at step 9: loss is nan; no"], "diverged", "stopped at step 9: loss is nan; no"),
+        (["step 9 could not be saved; room"], "stopped", "step 9 could not be saved; room"),
+        (["stopped by SIGTERM: saved"], "stopped", "stopped by SIGTERM: saved"),
+        (["disk full; training goes on", "finished: 9 steps"], "finished", "finished: 9 steps"),
         (["diverged at step 7: loss nan"], "diverged", "diverged at step 7: loss nan"),
         (["saved the unfinished epoch", "skipped a record that was killed"], "open", ""),
     ],

@@ -35,7 +35,8 @@ def ticks(low: float, high: float, count: int, *, log: bool = False) -> list[flo
             return powers
         steps = (1, 2, 5) if last - first >= 1 else (1, 1.5, 2, 3, 5, 7)
         every = [factor * 10.0**power for power in range(first - 1, last + 1) for factor in steps]
-        return [value for value in every if low <= value <= high]
+        found = [value for value in every if low <= value <= high]
+        return found if len(found) > 1 else ticks(low, high, count)
     if not high > low:
         return [low]
     rough = (high - low) / count
@@ -65,7 +66,7 @@ def render(chart: Chart, *, legend: bool) -> str:
     across = ticks(0.0, float(chart.last_step), 6 if chart.large else 4)
 
     def down(value: float) -> float:
-        return _down(np.asarray(value), chart, height).item()
+        return _down(np.asarray([value]), chart, height).item()
 
     grid = "".join(f'<path class="grid" d="M0 {down(mark):.1f}H{WIDTH:g}"/>' for mark in marks)
     inside = [level for level in chart.levels if chart.low <= level.value <= chart.high]

@@ -117,7 +117,8 @@ def framed(chart: Chart, *, allow_log: bool) -> Chart:
 
     The range holds every value, unless a few stand so far out that they would flatten the rest:
     then it holds the 1st to the 99th percentile with a margin, and a remark counts what is beyond.
-    Baselines widen the range as long as it stays within twice the curves' own.
+    Baselines widen the range, the nearest first, as long as it stays within twice the curves' own
+    (or a quarter of their size, where they hardly move).
     """
     drawn_twice = {curve.run for curve in chart.curves if curve.role == "raw"}
     measured = [
@@ -143,11 +144,14 @@ def framed(chart: Chart, *, allow_log: bool) -> Chart:
     if span > 0:
         low = low if inner[0] - low <= 3 * span else float(inner[0]) - 0.1 * span
         high = high if high - inner[1] <= 3 * span else float(inner[1]) + 0.1 * span
-    own = max(high - low, 1e-12)
-    for level in chart.levels:
-        if not math.isfinite(level.value) or (log and level.value <= 0):
-            continue
-        value = float(shape(np.float64(level.value)))
+    middle = 0.5 * (low + high)
+    own = max(high - low, 0.0 if log else 0.25 * abs(middle), 1e-12)
+    placed = [
+        (level, float(shape(np.float64(level.value))))
+        for level in chart.levels
+        if math.isfinite(level.value) and (level.value > 0 or not log)
+    ]
+    for level, value in sorted(placed, key=lambda pair: abs(pair[1] - middle)):
         wide = max(high, value) - min(low, value)
         if wide <= 2 * own:
             low, high = min(low, value), max(high, value)

@@ -168,7 +168,9 @@ def _value(entries: dict[str, Any], key: str) -> str:
         if len(value) > 1 and isinstance(value[0], str) and all(p == value[0] for p in value):
             return text(f"{len(value)} x {value[0]}")
         return text(", ".join(str(part) for part in value))
-    return text(value) if value != "" else '<span class="none">empty</span>'
+    if value is None or value == "":
+        return f'<span class="none">{"none" if value is None else "empty"}</span>'
+    return text(value)
 
 
 def _sample(run: Run, record: Record, budget: int) -> tuple[str, int]:

@@ -83,7 +83,11 @@ def _header(runs: list[Run], labels: list[str]) -> str:
         resumes = sum("resume" in str(line.get("message", "")) for line in run.records("event"))
         parts.append(f"resumed {'once' if resumes == 1 else f'{resumes} times'}" if resumes else "")
         status = run.status()
-        told = f'<p class="ending">{text(status.message)}</p>' if status.state == "diverged" else ""
+        told = (
+            f'<p class="ending {status.state}">{text(status.message)}</p>'
+            if status.state in ("diverged", "stopped")
+            else ""
+        )
         title = labels[0]
         under = '<span class="dot"></span>'.join(f"<span>{part}</span>" for part in parts if part)
         return f'<header><h1>{text(title)}</h1><p class="sub">{under}</p>{told}</header>'

@@ -1,0 +1,25 @@
+"""Shared set-up: eight CPU devices in one process, and compiled programs kept between runs."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+_CACHE = Path(__file__).parent.parent / ".cache" / "xla"
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real data sets; tests that need it skip where it is missing."""
+    folder = os.environ.get("GENJAX_TEST_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("GENJAX_TEST_DATA names no folder of data sets")
+    return Path(folder)

@@ -1,0 +1,271 @@
+"""The language-modelling task: gradients, figures, protocols, carried state, learning."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax.config import check
+from genjax.errors import UserError
+from genjax.task import Shard
+from genjax.text.language_modeling import NETWORK
+from genjax.text.language_modeling_config import LanguageModelingConfig
+
+TEXT = "the cat sat on the mat, and the dog sat on the cat. " * 40
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def make(text_file, model="transformer", batching="windows", **tables):
+    models = {
+        "transformer": {"kind": "transformer", "num_layers": 1, "num_heads": 2, "hidden_size": 16},
+        "lstm": {"kind": "lstm", "num_layers": 1, "hidden_size": 16},
+        "gru": {"kind": "gru", "num_layers": 1, "hidden_size": 16},
+        "rnn": {"kind": "rnn", "num_layers": 1, "hidden_size": 16},
+    }
+    tree = {
+        "kind": "language_modeling",
+        "steps": 100,
+        "data": {
+            "source": {"kind": "files", "path": str(text_file)},
+            "tokenizer": {"kind": "characters"},
+            "batching": {"kind": batching, "batch_size": 4, "sequence_length": 16},
+        },
+        "model": models[model] | tables.pop("model_fields", {}),
+        "optimizer": {"kind": "adamw", "learning_rate": 0.02, "schedule": {"kind": "constant"}},
+    }
+    for table, values in tables.items():
+        tree[table] = tree.get(table, {}) | values
+    return check(tree, LanguageModelingConfig).make_task()
+
+
+def evaluate(task, state):
+    evaluation = task.evaluation(Shard())
+    state = dataclasses.replace(state, carry=evaluation.carry)
+    totals = None
+    for number in range(len(evaluation.batches)):
+        carry, sums = jax.jit(task.eval_step)(state, evaluation.batches[number])
+        state = dataclasses.replace(state, carry=carry)
+        totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
+    return task.figures(totals)
+
+
+def train(task, steps, state=None):
+    state = task.init(jax.random.key(0)) if state is None else state
+    step = jax.jit(task.train_step)
+    batches = task.dataset("train", Shard())
+    for number in range(steps):
+        state, metrics = step(state, batches[number])
+    return state, metrics
+
+
+@pytest.mark.parametrize(
+    ("model", "batching"),
+    [
+        ("transformer", "windows"),
+        ("transformer", "documents"),
+        ("lstm", "streams"),
+        ("gru", "streams"),
+        ("rnn", "windows"),
+        ("lstm", "documents"),
+    ],
+)
+def test_learns_a_repeating_text(text_file, model, batching):
+    task = make(text_file, model, batching)
+    untrained = evaluate(task, task.init(jax.random.key(0)))
+    assert abs(untrained["nats_per_token"] - math.log(task.data.tokenizer.vocab_size)) < 0.3
+    state, metrics = train(task, 150)
+    assert float(metrics["loss"]) < 0.5
+    trained = evaluate(task, state)
+    assert trained["nats_per_token"] < 0.6
+    figures = {row["name"]: row["nats_per_token"] for row in task.baselines()}
+    assert trained["nats_per_token"] < figures["bigram"] < figures["unigram"] < figures["uniform"]
+
+
+def test_figures_are_what_they_say(text_file):
+    task = make(text_file)
+    figures = task.figures({"nats": 20.0, "tokens": 10.0, "bytes": 40.0, "characters": 16.0})
+    assert figures["nats_per_token"] == 2.0
+    assert figures["perplexity"] == pytest.approx(math.exp(2.0))
+    assert figures["bits_per_byte"] == pytest.approx(20 / math.log(2) / 40)
+    assert figures["bits_per_character"] == pytest.approx(20 / math.log(2) / 16)
+
+
+@pytest.mark.parametrize("model", ["transformer", "lstm"])
+@pytest.mark.parametrize("batching", ["windows", "documents"])
+def test_accumulation_changes_nothing_but_memory(text_file, model, batching):
+    """With SGD, so that rounding is not blown up by Adam's division."""
+    results = []
+    for parts in (1, 2, 4):
+        optimizer = {"kind": "sgd", "learning_rate": 0.5, "accumulate": parts}
+        task = make(text_file, model, batching, optimizer=optimizer)
+        state, metrics = train(task, 2)
+        results.append((state.params, metrics))
+    for params, metrics in results[1:]:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), params, results[0][0]
+        )
+        np.testing.assert_allclose(metrics["loss"], results[0][1]["loss"], rtol=1e-5)
+
+
+def test_accumulation_keeps_the_rows_of_carried_state(text_file):
+    carries = []
+    for parts in (1, 2):
+        optimizer = {"kind": "sgd", "learning_rate": 0.1, "accumulate": parts}
+        state, _ = train(make(text_file, "lstm", "streams", optimizer=optimizer), 3)
+        carries.append(state.carry)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *carries)
+
+
+def test_state_is_carried_from_batch_to_batch(text_file):
+    """Two batches of 8 tokens in a row see what one batch of 16 sees."""
+    frozen = {"kind": "sgd", "learning_rate": 1e-30}
+    short = {"kind": "streams", "batch_size": 4, "sequence_length": 8}
+    task = make(text_file, "lstm", "streams", optimizer=frozen, data={})
+    tree = task.config.model_dump(mode="json")
+    tree["data"]["batching"] = short
+    halves = check(tree, LanguageModelingConfig).make_task()
+    whole_state, whole = train(task, 1)
+    half_state, _ = train(halves, 1)
+    first_loss = train(halves, 1)[1]["loss"]
+    second_state, second = jax.jit(halves.train_step)(
+        half_state, halves.dataset("train", Shard())[1]
+    )
+    np.testing.assert_allclose((first_loss + second["loss"]) / 2, whole["loss"], rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        second_state.carry,
+        whole_state.carry,
+    )
+
+
+def test_reset_begins_from_zero(text_file):
+    task = make(text_file, "gru", "streams")
+    state, _ = train(task, 3)
+    batch = dict(task.dataset("train", Shard())[0])
+    assert batch["reset"].all()
+    carried, _ = jax.jit(task.train_step)(state, batch)
+    fresh = dataclasses.replace(state, carry=task.init(jax.random.key(0)).carry)
+    zeroed, _ = jax.jit(task.train_step)(fresh, batch)
+    jax.tree.map(np.testing.assert_array_equal, carried.carry, zeroed.carry)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_figures_do_not_depend_on_the_batch_size(text_file, batch_size):
+    reference = make(text_file)
+    state, _ = train(reference, 5)
+    task = make(text_file, evaluation={"batch_size": batch_size})
+    expected, found = evaluate(reference, state), evaluate(task, state)
+    assert found["tokens"] == expected["tokens"] == len(task.data.corpus("validation").tokens) - 1
+    assert found["nats_per_token"] == pytest.approx(expected["nats_per_token"], rel=1e-5)
+
+
+def test_sliding_windows_see_more_context(text_file):
+    state, _ = train(make(text_file), 150)
+    chunks = evaluate(make(text_file, evaluation={"protocol": "chunks"}), state)
+    whole = evaluate(make(text_file, evaluation={"protocol": "sliding", "stride": 16}), state)
+    sliding = evaluate(make(text_file, evaluation={"protocol": "sliding", "stride": 1}), state)
+    assert whole["nats_per_token"] == pytest.approx(chunks["nats_per_token"], rel=1e-6)
+    assert sliding["nats_per_token"] < chunks["nats_per_token"]
+    assert sliding["tokens"] == chunks["tokens"]
+
+
+def test_one_carried_stream_equals_one_long_sequence(text_file):
+    evaluation = {"protocol": "streams", "batch_size": 1, "sequence_length": 7}
+    task = make(text_file, "lstm", "streams", evaluation=evaluation)
+    state, _ = train(task, 20)
+    tokens = np.asarray(task.data.corpus("validation").tokens, np.int32)
+    hidden, _ = task.model.apply(
+        {"params": state.params[NETWORK]}, tokens[None, :-1], method="hidden"
+    )
+    nats = task.model.apply(
+        {"params": state.params[NETWORK]}, hidden, tokens[None, 1:], None, method="losses"
+    )
+    assert evaluate(task, state)["nats_per_token"] == pytest.approx(float(nats.mean()), rel=1e-5)
+
+
+def test_the_average_is_what_is_evaluated(text_file):
+    optimizer = {"kind": "adamw", "learning_rate": 0.02, "ema_decay": 0.9}
+    task = make(text_file, optimizer=optimizer)
+    state, _ = train(task, 4)
+    expected = task.init(jax.random.key(0)).params[NETWORK]
+    for number in range(1, 5):
+        params = train(task, number)[0].params[NETWORK]
+        expected = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, expected, params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.ema[NETWORK], expected
+    )
+    plain = dataclasses.replace(state, params=state.ema, ema={})
+    assert evaluate(task, state) == evaluate(task, plain)
+    assert evaluate(task, state) != evaluate(task, dataclasses.replace(state, ema={}))
+
+
+def test_dropout_depends_on_the_step_and_the_seed_alone(text_file):
+    task = make(text_file, model_fields={"dropout": 0.5})
+    state = task.init(jax.random.key(0))
+    batch = task.dataset("train", Shard())[0]
+    loss = lambda state: float(jax.jit(task.train_step)(state, batch)[1]["loss"])
+    assert loss(state) == loss(state)
+    assert loss(state) != loss(dataclasses.replace(state, step=state.step + 1))
+
+
+def test_padding_and_other_documents_do_not_count(tmp_path):
+    path = tmp_path / "documents.txt"
+    path.write_text("abcdefgh|" * 30)
+    tree = {
+        "data": {
+            "source": {"kind": "files", "path": str(path), "document_separator": "|"},
+            "tokenizer": {"kind": "characters"},
+            "batching": {"kind": "documents", "batch_size": 2, "sequence_length": 16},
+        },
+        "model": {"kind": "transformer", "num_layers": 1, "num_heads": 2, "hidden_size": 16},
+        "optimizer": {"kind": "adamw", "learning_rate": 0.02, "schedule": {"kind": "constant"}},
+    }
+    task = check(tree, LanguageModelingConfig).make_task()
+    state, _ = train(task, 150)
+    # Every counted token follows from the one before it, the first of a document alone does not.
+    assert evaluate(task, state)["nats_per_token"] < 0.02
+
+
+def test_generates_what_it_learned(text_file):
+    task = make(text_file)
+    state, _ = train(task, 200)
+    request = task.config.generation_schema()(prompt=("the cat sat",), max_tokens=40, temperature=0)
+    pieces = list(task.generate(state.params, jax.random.key(0), request))
+    assert "".join(piece.text for piece in pieces).startswith("the cat sat on the ")
+    assert pieces[-1].done and pieces[-1].reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"evaluation": {"protocol": "streams"}}, "carries a recurrent state"),
+        ({"model_fields": {"context_length": 8}}, "16 tokens is longer than .* 8"),
+        ({"evaluation": {"sequence_length": 99}}, "99 tokens is longer than .* 16"),
+        ({"evaluation": {"split": "nowhere"}}, "no split 'nowhere'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(text_file, tables, message):
+    with pytest.raises(UserError, match=message):
+        make(text_file, **tables).evaluation(Shard())
+
+
+def test_changed_text_is_refused_when_a_run_goes_on(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    task = make(path)
+    task.save_assets(tmp_path)
+    again = task.config.make_task(tmp_path)
+    assert again.data.tokenizer.vocab_size == task.data.tokenizer.vocab_size
+    path.write_text(TEXT + "éé")
+    changed = task.config.make_task(tmp_path)
+    with pytest.raises(UserError, match="changed since the run began"):
+        changed.dataset("train", Shard())

@@ -1,0 +1,111 @@
+"""`python -m tools.evaluate RUN [key=value ...]`: measure a trained model on a whole split.
+
+key=value replaces a value of the run's config below `evaluation` or `data.source`, such as
+evaluation.protocol=sliding or data.source.path=other.txt; a|b measures each in turn. The figures
+are printed with their protocol, beside those of trivial models, and added to evaluations.jsonl.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from genjax.config import expand
+from genjax.errors import UserError
+from genjax.task import Shard
+from tools.trained import Trained, add_run_arguments, load_trained, run_config
+from train.evaluate import Evaluator
+
+_ALLOWED = ("evaluation.", "data.source.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_run_arguments(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        for override in options.overrides:
+            if not override.startswith(_ALLOWED):
+                raise UserError(
+                    f"{override}: an evaluation can change {' and '.join(_ALLOWED)}* only; "
+                    "the rest belongs to the run"
+                )
+        for _, overrides in expand(options.overrides):
+            config = run_config(options.run, overrides)
+            evaluate(load_trained(options.run, config, options.step), options.overrides)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def evaluate(trained: Trained, overrides: Sequence[str]) -> dict[str, Any]:
+    """Measure one protocol, print it, and add it to the run's evaluations.
+
+    Raises:
+        UserError: the family has no evaluation, or its data does not fit.
+    """
+    evaluation = trained.task.evaluation(Shard())
+    if evaluation is None:
+        raise UserError(f"{trained.run.folder}: models of this kind have no evaluation")
+    began = time.perf_counter()
+    with jax.set_mesh(trained.mesh):
+        figures = Evaluator(trained.task, trained.mesh)(trained.state, evaluation)
+    seconds = time.perf_counter() - began
+    baselines = trained.task.baselines()
+    _print(trained, evaluation.name, evaluation.protocol, figures, baselines, seconds)
+    record = {
+        "step": trained.step,
+        "name": evaluation.name,
+        "protocol": evaluation.protocol,
+        **figures,
+        "baselines": baselines,
+        "overrides": list(overrides),
+    }
+    with (trained.run.folder / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+    return figures
+
+
+def _print(
+    trained: Trained,
+    name: str,
+    protocol: str,
+    figures: dict[str, float],
+    baselines: list[dict[str, Any]],
+    seconds: float,
+) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("model")
+    for figure in figures:
+        table.add_column(figure.replace("_", " "), justify="right")
+    rows = [{"name": f"step {trained.step}", **figures}, *baselines]
+    for row in rows:
+        table.add_row(row["name"], *(_number(row.get(figure)) for figure in figures))
+    console = Console(highlight=False)
+    console.print(f"{trained.run.folder}, {name}: {protocol} ({seconds:.1f} s)", markup=False)
+    console.print(table)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if float(value).is_integer() and value > 1e3 else f"{value:.4f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
