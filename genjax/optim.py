@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from genjax.config import Config
+from genjax.errors import UserError
 from genjax.task import Tree
 
 
@@ -17,7 +18,7 @@ class ScheduleConfig(Config):
     """Learning rate over the run: a linear warm-up from zero, then a decay."""
 
     kind: Literal["constant", "cosine", "linear"] = "cosine"
-    """Shape of the decay after the warm-up."""
+    """Shape of the decay after the warm-up; "constant" does not decay."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the rate rises linearly from zero to its peak."""
     decay_steps: int | None = Field(default=None, ge=1)
@@ -25,15 +26,26 @@ class ScheduleConfig(Config):
     final_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
     """Rate at the end of the decay, as a fraction of the peak."""
 
+    @field_validator("decay_steps")
+    @classmethod
+    def _decays_after_warmup(cls, decay_steps: int | None, info: Any) -> int | None:
+        warmup_steps = info.data.get("warmup_steps", 0)
+        if decay_steps is not None and decay_steps <= warmup_steps:
+            raise ValueError(
+                f"{decay_steps} is not after the warm-up; give more than warmup_steps = "
+                f"{warmup_steps}"
+            )
+        return decay_steps
+
 
 class _Optimizer(Config):
-    learning_rate: float = Field(default=1e-3, gt=0.0)
+    learning_rate: float = Field(default=1e-3, gt=0.0, allow_inf_nan=False)
     """Peak learning rate."""
     schedule: ScheduleConfig = ScheduleConfig()
     """Learning rate over the run."""
-    clip_norm: float = Field(default=1.0, ge=0.0)
+    clip_norm: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     """Scale gradients down to this global L2 norm; 0 for no clipping."""
-    weight_decay: float = Field(default=0.0, ge=0.0)
+    weight_decay: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     """Decoupled weight decay of kernels and embeddings, relative to the learning rate."""
     accumulate: int = Field(default=1, ge=1)
     """Split each batch into this many parts and add up their gradients, to save memory."""
@@ -50,7 +62,7 @@ class AdamWConfig(_Optimizer):
     """Decay of the gradient's average."""
     beta2: float = Field(default=0.95, ge=0.0, lt=1.0)
     """Decay of the squared gradient's average."""
-    epsilon: float = Field(default=1e-8, gt=0.0)
+    epsilon: float = Field(default=1e-8, gt=0.0, allow_inf_nan=False)
     """Added to the root of the second moment."""
 
 
@@ -62,11 +74,18 @@ class SGDConfig(_Optimizer):
     momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Decay of the accumulated update; 0 for none."""
     nesterov: bool = False
-    """Look ahead along the momentum (Nesterov)."""
+    """Look ahead along the momentum (Nesterov); needs momentum."""
+
+    @field_validator("nesterov")
+    @classmethod
+    def _has_momentum(cls, nesterov: bool, info: Any) -> bool:
+        if nesterov and not info.data.get("momentum", 0.0):
+            raise ValueError("true looks ahead along the momentum; give a momentum above 0")
+        return nesterov
 
 
 class AdafactorConfig(_Optimizer):
-    """Adafactor (Shazeer & Stern 2018), with an external learning rate."""
+    """Adafactor (Shazeer & Stern 2018): the learning rate is relative to a parameter's size."""
 
     kind: Literal["adafactor"] = "adafactor"
     """Second moments factored into rows and columns, to save memory."""
@@ -86,13 +105,13 @@ class LionConfig(_Optimizer):
 
 
 class MuonConfig(_Optimizer):
-    """Muon (Jordan 2024) for matrices inside the network, AdamW for all other parameters."""
+    """Muon (Jordan 2024) for kernels inside the network, AdamW for all other parameters."""
 
     kind: Literal["muon"] = "muon"
-    """Orthogonalised momentum by Newton-Schulz iteration."""
+    """Orthogonalised momentum by Newton-Schulz iteration; AdamW's betas are 0.9 and 0.95."""
     momentum: float = Field(default=0.95, ge=0.0, lt=1.0)
     """Decay of the momentum."""
-    adam_learning_rate_ratio: float = Field(default=0.1, gt=0.0)
+    adam_learning_rate_ratio: float = Field(default=0.1, gt=0.0, allow_inf_nan=False)
     """Learning rate of AdamW for the other parameters, relative to `learning_rate`."""
 
 
@@ -146,18 +165,40 @@ def decays(params: Tree) -> Tree:
     )
 
 
-def _muon_dimensions(params: Tree) -> Tree:
-    """Kernels inside the network are matrices [.., in, out]; leading axes are stacked layers."""
+def _muon_labels(params: Tree) -> Tree:
+    """Which parameters Muon takes: the kernels inside the network.
 
-    def dimensions(path: tuple[Any, ...], leaf: Any) -> Any:
-        inside = not any(str(getattr(key, "key", key)) == "output" for key in path)
-        if inside and _leaf_name(path).endswith("kernel") and leaf.ndim >= 2:
-            return optax.contrib.MuonDimensionNumbers(
-                reduction_axis=leaf.ndim - 2, output_axis=leaf.ndim - 1
-            )
-        return None
+    A kernel is a matrix [.., in, out]; leading axes are stacked layers.
+    """
 
-    return jax.tree_util.tree_map_with_path(dimensions, params)
+    def label(path: tuple[Any, ...], leaf: Any) -> str:
+        inside = all(str(getattr(key, "key", key)) != "output" for key in path)
+        matrix = _leaf_name(path).endswith("kernel") and leaf.ndim >= 2
+        return "muon" if inside and matrix else "adamw"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def _muon_dimensions(kernels: Tree) -> Tree:
+    return jax.tree.map(
+        lambda kernel: optax.contrib.MuonDimensionNumbers(kernel.ndim - 2, kernel.ndim - 1),
+        kernels,
+    )
+
+
+def _muon(config: MuonConfig, rate: Schedule) -> optax.GradientTransformation:
+    """Orthogonalised momentum, scaled so that wide and tall kernels change outputs alike."""
+    scale_by_shape = optax.stateless_with_tree_map(
+        lambda update, _: update * max(1.0, update.shape[-1] / update.shape[-2]) ** 0.5
+    )
+    return optax.chain(
+        optax.contrib.scale_by_muon(
+            beta=config.momentum, weight_dimension_numbers=_muon_dimensions
+        ),
+        scale_by_shape,
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(rate),
+    )
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
@@ -175,9 +216,13 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
                 mask=decays,
             )
         case SGDConfig():
+            # The decay comes after the momentum, which it is to stay out of.
             method = optax.chain(
+                optax.trace(config.momentum, config.nesterov)
+                if config.momentum
+                else optax.identity(),
                 optax.add_decayed_weights(decay, decays) if decay else optax.identity(),
-                optax.sgd(rate, momentum=config.momentum or None, nesterov=config.nesterov),
+                optax.scale_by_learning_rate(rate),
             )
         case AdafactorConfig():
             # Its own decay would leave the learning rate out, so the rate comes last. Adafactor's
@@ -193,14 +238,10 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             )
         case MuonConfig():
             ratio = config.adam_learning_rate_ratio
-            method = optax.contrib.muon(
-                rate,
-                beta=config.momentum,
-                weight_decay=decay,
-                adam_learning_rate=lambda step: ratio * rate(step),
-                adam_weight_decay=decay,
-                muon_weight_dimension_numbers=_muon_dimensions,
+            adamw = optax.adamw(
+                lambda step: ratio * rate(step), b2=0.95, weight_decay=decay, mask=decays
             )
+            method = optax.partition({"muon": _muon(config, rate), "adamw": adamw}, _muon_labels)
     if config.clip_norm:
         return optax.chain(optax.clip_by_global_norm(config.clip_norm), method)
     return optax.chain(method)
@@ -229,9 +270,18 @@ def accumulate(
 
     Returns:
         The sums over the whole batch and its next carry.
+
+    Raises:
+        UserError: the parts do not divide the batch.
     """
     if parts == 1:
         return gradients(batch, carry, key)
+    size = jax.tree.leaves(batch)[0].shape[0]
+    if size % parts:
+        raise UserError(
+            f"optimizer.accumulate: {parts} parts do not divide the batch of {size} examples; "
+            "change one of the two"
+        )
 
     def split(array: Array) -> Array:
         # Part p takes rows p, p + parts, ..: a device then keeps the rows that it has.

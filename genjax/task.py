@@ -9,7 +9,7 @@ import abc
 import dataclasses
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import jax
@@ -71,6 +71,15 @@ class Shard:
     count: int = 1
 
 
+@runtime_checkable
+class Batches(Protocol):
+    """A finite sequence of batches of one shape, read by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Batch: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """One deterministic pass over a split.
@@ -78,13 +87,13 @@ class Evaluation:
     Attributes:
         name: names the figures, such as "validation".
         protocol: how the figures come about, printed beside them.
-        batches: a finite sequence of batches of one shape, each this process' rows.
+        batches: the batches, each this process' rows.
         carry: the `TrainState.carry` to start from.
     """
 
     name: str
     protocol: str
-    batches: Sequence[Batch]
+    batches: Batches
     carry: dict[str, Tree] = dataclasses.field(default_factory=dict)
 
 

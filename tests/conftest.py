@@ -10,6 +10,9 @@ _CACHE = Path(__file__).parent.parent / ".cache" / "xla"
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+# Tests compile many small programs and run each a few times: optimising them costs more than it
+# saves. Set XLA_FLAGS to test what the compiler makes at its best.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])

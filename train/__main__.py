@@ -1,8 +1,12 @@
 """`python -m train CONFIG.toml [key=value ...]`: train a model, or go on where it stopped."""
 
 import argparse
+import errno
 import logging
+import re
+import signal
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,13 +21,22 @@ from genjax.run_config import RunConfig
 USAGE_ERROR = 2
 """Exit code of the user's mistakes; `train.loop.Outcome` has the others."""
 
+NOT_SAVED = 4
+"""The same as `train.loop.Outcome.NOT_SAVED`, which is imported late."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+_NAME_LENGTH = 160
+"""Longest name of a sweep's run in letters; file systems allow 255 bytes."""
+
 _DESCRIPTION = """\
 Train the model of a config file. The same command on the same run directory goes on where it
 stopped. key=value replaces a value of the file (optimizer.learning_rate=3e-4); key=a|b|c runs
 each value in turn, several such keys every combination, each in its own run directory.
 
 exit codes: 0 finished, 2 a mistake in the command, config or data, 3 diverged,
-4 the last checkpoint could not be saved, 75 interrupted and saved (the same command goes on)."""
+4 the last checkpoint or the log could not be saved, 75 interrupted and saved (the same command
+goes on), 130 ended by a second Ctrl-C."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,6 +73,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         console.print(str(error), markup=False, soft_wrap=True)
         return USAGE_ERROR
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        console.print(
+            f"cannot write{where} ({error.strerror}); make room, then run the same command again",
+            markup=False,
+            soft_wrap=True,
+        )
+        return NOT_SAVED
 
 
 def _help(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
@@ -81,13 +106,12 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     name = options.config.stem + ("-debug" if options.debug else "")
     root = options.workdir or Path("runs") / name
     runs: list[tuple[Path, RunConfig]] = []
-    for label, overrides in grid:
+    names = _run_names([label for label, _ in grid])
+    for run_name, (_, overrides) in zip(names, grid, strict=True):
         config = load(options.config, overrides, debug=options.debug, schema=FAMILIES)
-        folder = (
-            root / ",".join(f"{key}={value}" for key, value in label.items()) if label else root
-        )
-        runs.append((folder, config))
-    platform.start(runs[0][1].platform)
+        runs.append((root / run_name, config))
+    cache = {"compilation_cache": None} if options.dry_run else {}
+    platform.start(runs[0][1].platform.model_copy(update=cache))
     worst = 0
     for folder, config in runs:
         if options.dry_run:
@@ -100,6 +124,20 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         if outcome == 75:
             break
     return worst
+
+
+def _run_names(labels: list[dict[str, str]]) -> list[str]:
+    """A folder name for each run of a sweep, "key=value,key=value"; "" where nothing is swept."""
+    exact = [",".join(f"{key}={value}" for key, value in label.items()) for label in labels]
+    # Values may be paths or quoted texts.
+    plain = [re.sub(r"[^\w.,=+-]+", "_", name) for name in exact]
+    return [
+        name
+        if plain.count(name) == 1 and len(name) <= _NAME_LENGTH
+        # Two values became the same name: tell them apart by the value alone, whatever the sweep.
+        else f"{name[:_NAME_LENGTH]}-{zlib.crc32(full.encode()):08x}"
+        for name, full in zip(plain, exact, strict=True)
+    ]
 
 
 def _dry_run(config: RunConfig, console: Console) -> None:
@@ -120,12 +158,13 @@ def _train(config: RunConfig, folder: Path) -> int:
     saved = load(run.config_file, schema=FAMILIES) if run.exists() else None
     with stop_on_signals() as stop, Progress(bar=config.log.progress) as progress:
         task = None if saved is not None else config.make_task()
-        run.open(config, saved)
+        if task is None:
+            run.open(config, saved)
+        else:
+            run.open(config, None, task.save_assets)
         try:
             if task is None:
                 task = config.make_task(run.assets)
-            else:
-                task.save_assets(run.assets)
             result = train(task, config, run, stop, progress)
         finally:
             run.close()

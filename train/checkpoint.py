@@ -1,12 +1,20 @@
 """Checkpoints: asynchronous, atomic, verified when they are read.
 
 A thin layer over Orbax. A checkpoint holds the train state as plain nested dicts of arrays, the
-position in the data, a checksum of each array and the figures of the last evaluation.
+position in the data, checksums of both and the figures of the last evaluation.
 """
 
 import dataclasses
+import gc
+import json
+import logging
+import math
 import shutil
-from collections.abc import Callable
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +30,7 @@ from genjax.task import TrainState
 from train.integrity import checksums
 
 managers = ocp.checkpoint_managers
+
 
 class SaveError(Exception):
     """A checkpoint could not be written; earlier ones are untouched."""
@@ -91,20 +100,18 @@ class Checkpoints:
         self.folder = folder.absolute()
         self._tell = tell
         self._writable = config is not None
+        self._best_metric = config.best_metric if config is not None else None
+        self._saving: int | None = None
         policies = None
         if config is not None:
             keep: list[managers.PreservationPolicy] = [managers.LatestN(config.keep_last)]
             if config.keep_every:
                 keep.append(managers.EveryNSteps(config.keep_every))
-            if (metric := config.best_metric) is not None:
-                keep.append(
-                    managers.BestN(
-                        get_metric_fn=lambda figures: -figures[metric],
-                        n=1,
-                        keep_checkpoints_without_metrics=False,
-                    )
-                )
+            if config.best_metric is not None:
+                keep.append(_Best(self, config.best_metric))
             policies = managers.AnyPreservationPolicy(keep)
+        # Orbax logs with tracebacks what it also raises.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -119,8 +126,10 @@ class Checkpoints:
                 "state": ocp.StandardCheckpointHandler(),
                 "position": ocp.JsonCheckpointHandler(),
                 "checksums": ocp.JsonCheckpointHandler(),
+                "figures": ocp.JsonCheckpointHandler(),
             },
         )
+        self._figures: dict[int, dict[str, float]] = {}
 
     def steps(self) -> list[int]:
         """The steps of all finished checkpoints, oldest first."""
@@ -128,12 +137,25 @@ class Checkpoints:
 
     def best(self, metric: str) -> int | None:
         """The step whose evaluation had the lowest value of a figure, or None if none was saved."""
-        values = {
-            step: figures[metric]
-            for step in self.steps()
-            if (figures := self._manager.metrics(step)) and metric in figures
-        }
-        return min(values, key=lambda step: values[step], default=None)
+        values = {step: self.figures(step).get(metric, math.nan) for step in self.steps()}
+        finite = {step: value for step, value in values.items() if math.isfinite(value)}
+        return min(finite, key=lambda step: finite[step], default=None)
+
+    def figures(self, step: int) -> dict[str, float]:
+        """The figures saved with a checkpoint; empty if there are none or they are damaged."""
+        if step not in self._figures:
+            try:
+                with _quiet():
+                    args = ocp.args.Composite(figures=ocp.args.JsonRestore())
+                    found = self._manager.restore(step, args=args)["figures"]
+            except Exception:
+                found = {}
+            self._figures[step] = {
+                name: value
+                for name, value in (found.items() if isinstance(found, dict) else ())
+                if isinstance(value, int | float)
+            }
+        return self._figures[step]
 
     def save(
         self,
@@ -145,9 +167,17 @@ class Checkpoints:
         """Start to save; returns when the arrays are copied off the devices.
 
         Raises:
-            SaveError: this save could not start or the one before did not finish.
+            SaveError: this save could not start, or the one before failed and was not waited for.
+            UserError: `checkpoint.best_metric` is none of the figures.
         """
+        if figures and self._best_metric not in (None, *figures):
+            raise UserError(
+                f"checkpoint.best_metric: the evaluation has no figure {self._best_metric!r}; "
+                f"it has {', '.join(figures)}"
+            )
         arrays = flatten(state)
+        sums = {"arrays": checksums(arrays), "position": _json_checksum(position)}
+        self._figures[step] = dict(figures or {})
         try:
             self._manager.wait_until_finished()
             self._manager.save(
@@ -155,13 +185,14 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(_nest(arrays)),
                     position=ocp.args.JsonSave(position),
-                    checksums=ocp.args.JsonSave(checksums(arrays)),
+                    checksums=ocp.args.JsonSave(sums),
+                    figures=ocp.args.JsonSave(self._figures[step]),
                 ),
-                metrics=figures,
                 force=True,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise self._save_error(step, error) from error
+        self._saving = step
 
     def wait(self) -> None:
         """Wait until the last save is on disk.
@@ -172,13 +203,16 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
-            raise self._save_error(None, error) from error
+            raise self._save_error(self._saving, error) from error
 
     def _save_error(self, step: int | None, error: Exception) -> SaveError:
-        which = f"the checkpoint of step {step}" if step is not None else "the last checkpoint"
+        # What was written of it would take the room that the next one needs.
+        for part in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(part, ignore_errors=True)
+        self._manager.reload()
         kept = self.steps()
         rest = f"the newest on disk is step {kept[-1]}" if kept else "there is none on disk yet"
-        return SaveError(f"could not save {which}: {_reason(error)}; {rest}")
+        return SaveError(f"could not save step {step}: {_reason(error)}; {rest}")
 
     def restore(self, like: TrainState, shardings: Any, step: int | None = None) -> Restored | None:
         """Read the newest checkpoint that is intact, or that of `step`.
@@ -228,12 +262,10 @@ class Checkpoints:
                 shardings,
             )
         )
-        try:
+        with _damage(templates):
             saved = _flat(self._manager.item_metadata(step)["state"].tree)
-        except Exception as error:
-            raise CorruptCheckpointError(f"its list of arrays cannot be read: {error}") from error
         self._check_same_arrays(step, saved, templates)
-        try:
+        with _damage(templates):
             read = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -242,16 +274,16 @@ class Checkpoints:
                     checksums=ocp.args.JsonRestore(),
                 ),
             )
-        except Exception as error:
-            raise CorruptCheckpointError(_reason(error)) from error
-        arrays = _flat(read["state"])
-        expected = read["checksums"]
-        found = checksums(arrays)
-        wrong = [name for name in found if found[name] != expected.get(name)]
+            arrays, position = _flat(read["state"]), read["position"]
+            expected, position_sum = (read["checksums"][name] for name in ("arrays", "position"))
+            found = checksums(arrays)
+            wrong = [name for name in found if found[name] != expected.get(name)]
         if wrong:
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             raise CorruptCheckpointError(f"the array {wrong[0]}{more} differs from its checksum")
-        return Restored(step, unflatten(arrays, like), read["position"])
+        if _json_checksum(position) != position_sum:
+            raise CorruptCheckpointError("the position in the data differs from its checksum")
+        return Restored(step, unflatten(arrays, like), position)
 
     def _check_same_arrays(
         self, step: int, saved: dict[str, Any], wanted: dict[str, jax.ShapeDtypeStruct]
@@ -259,12 +291,12 @@ class Checkpoints:
         odd = sorted(saved.keys() ^ wanted.keys()) + [
             name
             for name in sorted(saved.keys() & wanted.keys())
-            if tuple(saved[name].shape) != wanted[name].shape
+            if _form(saved[name]) != _form(wanted[name])
         ]
         if odd:
             name = odd[0]
-            there = tuple(saved[name].shape) if name in saved else "nothing"
-            here = wanted[name].shape if name in wanted else "nothing"
+            there = _form(saved[name]) if name in saved else "nothing"
+            here = _form(wanted[name]) if name in wanted else "nothing"
             raise UserError(
                 f"{self.folder}: the checkpoint of step {step} belongs to another model: "
                 f"{name} is {there} there and {here} in this one ({len(odd)} arrays differ)\n"
@@ -281,8 +313,31 @@ class Checkpoints:
         self._manager.reload()
 
     def close(self) -> None:
-        """Wait for a save under way and let go."""
-        self._manager.close()
+        """Wait for a save under way and let go; `wait` tells whether it succeeded."""
+        try:
+            self._manager.close()
+        except (OSError, ValueError, RuntimeError):
+            # The manager passes on the failure of its last save before it ends its threads.
+            self._manager.close()
+
+
+class _Best(managers.PreservationPolicy):
+    """Keeps the checkpoint with the lowest value of a figure."""
+
+    def __init__(self, checkpoints: Checkpoints, metric: str) -> None:
+        self._checkpoints = checkpoints
+        self._metric = metric
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[Any],
+        *,
+        context: Any,
+    ) -> Sequence[bool]:
+        """Whether to keep each checkpoint."""
+        del context
+        best = self._checkpoints.best(self._metric)
+        return [checkpoint.step == best for checkpoint in checkpoints]
 
 
 def _with_key_data(state: TrainState) -> TrainState:
@@ -300,11 +355,77 @@ def _with_key_data(state: TrainState) -> TrainState:
     )
 
 
+def _form(array: Any) -> str:
+    """Type and shape of an array, as "float32[4, 8]"."""
+    return f"{jnp.dtype(array.dtype).name}{list(array.shape)}"
+
+
+def _json_checksum(value: Any) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what Orbax's abandoned tasks print, hundreds of lines for a damaged file, off stderr."""
+    before = sys.unraisablehook, sys.excepthook
+    sys.unraisablehook = sys.excepthook = lambda *_: None
+    try:
+        yield
+    except Exception:
+        # The tasks of the other arrays fail or are thrown away just after the first.
+        time.sleep(0.1)
+        gc.collect()
+        raise
+    finally:
+        sys.unraisablehook, sys.excepthook = before
+
+
+@contextmanager
+def _damage(names: Iterable[str]) -> Iterator[None]:
+    """Turn errors of reading into `CorruptCheckpointError`s that name the array, if they tell it.
+
+    Errors of the machine that reads (no memory, no permission) pass: the checkpoint may be sound.
+    """
+    try:
+        with _quiet():
+            yield
+    except Exception as error:
+        text = _all_text(error)
+        if isinstance(error, MemoryError | PermissionError) or "RESOURCE_EXHAUSTED" in text:
+            raise
+        if "PERMISSION_DENIED" in text:
+            raise UserError(f"the checkpoint cannot be read: {_reason(error)}") from error
+        for name in names:
+            dotted = name.replace("/", ".")
+            if f"'{dotted}/'" in text or f'"{dotted}/' in text:
+                raise CorruptCheckpointError(f"the array {name} cannot be read") from error
+        raise CorruptCheckpointError(f"it cannot be read ({_reason(error)})") from error
+
+
+def _all_text(error: BaseException | None) -> str:
+    """The messages of an error and its causes."""
+    texts = []
+    while error is not None:
+        texts.append(str(error))
+        error = error.__cause__ or error.__context__
+    return "\n".join(texts)
+
+
+_PLAIN_WORDS = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+    "Read-only file system",
+    "Permission denied",
+    "Input/output error",
+)
+
+
 def _reason(error: BaseException) -> str:
-    """The last meaningful words of a chain of errors, in one line."""
-    text = str(error).strip() or type(error).__name__
-    for words in ("No space left on device", "File too large", "Read-only file system"):
+    """Why something failed, in a few words."""
+    text = _all_text(error)
+    for words in _PLAIN_WORDS:
         if words in text:
             return words.lower()
-    lines = text.splitlines()
-    return lines[0][:200]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:120]

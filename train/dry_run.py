@@ -21,7 +21,7 @@ def _count(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def _scaled(number: float, unit: str, base: int = 1000) -> str:
+def _scaled(number: int | float, unit: str, base: int = 1000) -> str:
     """A number with a prefix: 3_700_000_000 FLOP as "3.70 GFLOP"."""
     prefixes = ["", "K", "M", "G", "T", "P", "E"]
     power = 0
@@ -35,7 +35,7 @@ def _scaled(number: float, unit: str, base: int = 1000) -> str:
 def dry_run(task: Task, config: RunConfig, console: Console) -> None:
     """Print parameters, bytes, FLOPs a step, batch and mesh; nothing is allocated or trained."""
     mesh = make_mesh(config.mesh)
-    shapes = jax.eval_shape(task.init, jax.random.key(config.seed))
+    shapes = jax.eval_shape(lambda: task.init(jax.random.key(config.seed)))
     shardings = state_shardings(shapes, task.partition_rules, mesh)
     table = Table(box=None, show_header=False)
     for network, params in shapes.params.items():

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 class DivergenceGuard:
     """Watches the logged metrics of a run."""
 
-    def __init__(self, factor: float) -> None:
-        """Allow a loss of up to `factor` times the first one seen."""
+    def __init__(self, factor: float, first: float | None = None) -> None:
+        """Allow a loss of up to `factor` times the run's first one, or the first one seen."""
         self._factor = factor
-        self._first: float | None = None
+        self._first = first if isinstance(first, int | float) and first > 0 else None
 
     def problem(self, metrics: Mapping[str, float]) -> str | None:
         """What is wrong with the metrics of a step, or None."""

@@ -1,5 +1,6 @@
 """The training loop. It reads top to bottom, and it knows no model."""
 
+import contextlib
 import dataclasses
 import enum
 import time
@@ -32,7 +33,7 @@ class Outcome(enum.IntEnum):
     DIVERGED = 3
     """A metric was not finite, or the loss went far above its start."""
     NOT_SAVED = 4
-    """The last checkpoint could not be written."""
+    """The last checkpoint or the log could not be written."""
     INTERRUPTED = 75
     """Stopped by a signal and saved; the same command goes on (EX_TEMPFAIL)."""
 
@@ -65,12 +66,13 @@ def train(
     # ---- devices ------------------------------------------------------------------------------
     mesh = make_mesh(config.mesh)
     shard = Shard(jax.process_index(), jax.process_count())
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), contextlib.ExitStack() as opened:
         # ---- state: from a checkpoint, or new -------------------------------------------------
         key = jax.random.key(config.seed)
         shapes = jax.eval_shape(task.init, key)
         shardings = state_shardings(shapes, task.partition_rules, mesh)
         checkpoints = Checkpoints(run.checkpoints, config.checkpoint, tell=progress.tell)
+        opened.callback(checkpoints.close)
         restored = checkpoints.restore(shapes, shardings)
         if restored is None:
             state = jax.jit(task.init, out_shardings=shardings)(key)
@@ -85,16 +87,24 @@ def train(
             position,
             config.platform.reading_threads,
         )
+        opened.callback(batches.close)
+
         # ---- logs -----------------------------------------------------------------------------
-        writers = open_writers(config, run, step)
+        # Without a checkpoint all is done again, baselines included.
+        writers = open_writers(config, run, -1 if restored is None else step, progress.tell)
+        opened.callback(writers.close)
         clock = Clock(step, recorded(run, "speed", "seconds") or 0.0)
-        guard = DivergenceGuard(config.divergence_factor)
+        guard = DivergenceGuard(
+            config.divergence_factor, recorded(run, "train", "loss", first=True)
+        )
         evaluator = Evaluator(task, mesh)
         figures: dict[str, float] = {}
-        last_saved = step
+
+        def note(message: str) -> None:
+            writers.record("event", step, {"message": message})
 
         def event(message: str) -> None:
-            writers.record("event", step, {"message": message})
+            note(message)
             progress.tell(message)
 
         def log(logged_step: int, metrics: dict[str, Any]) -> str | None:
@@ -130,118 +140,123 @@ def train(
                 writers.samples(step, pieces)
                 progress.tell(f"step {step}  sample:\n{pieces[0].text}\n")
 
-        def save() -> int:
-            """Start a checkpoint; returns the step of the newest that is saved or on its way."""
-            try:
-                checkpoints.save(step, state, batches.position, figures or None)
-            except SaveError as error:
-                event(f"{error}; training goes on")
-                return last_saved
-            return step
-
-        try:
-            # ---- what an interrupted run still owes -------------------------------------------
-            evaluation = task.evaluation(shard) if config.evaluation_every() else None
-            if step == 0:
-                for baseline in task.baselines():
-                    writers.record("baseline", 0, baseline)
-            else:
-                event(f"resumed from step {step}")
-                owed = _due(step, config.evaluation_every(), config.steps)
-                if evaluation and owed and not recorded(run, evaluation.name, "step", step):
-                    figures = evaluate(evaluation)
-            if step >= config.steps:
-                return Result(Outcome.FINISHED, step, figures, f"all {step} steps are done")
-
-            # ---- the loop: its order makes a resumed run equal to an unbroken one -------------
-            compiled: dict[Hashable, Callable[..., tuple[TrainState, dict[str, Any]]]] = {}
-            pending: tuple[int, dict[str, Any]] | None = None
-            problem: str | None = None
-            progress.start(step, config.steps)
-            while step < config.steps:
-                batch = next(batches)
-                variant = task.variant(step)
-                first_call = variant not in compiled
-                began = time.perf_counter()
-                if first_call:
-                    compiled[variant] = jax.jit(
-                        partial(task.train_step, variant=variant),
-                        donate_argnums=0,
-                        out_shardings=(shardings, None),
-                    )
-                state, metrics = compiled[variant](state, batch)
-                step += 1
-                if first_call:
-                    jax.block_until_ready(state)
-                    seconds = time.perf_counter() - began
-                    writers.record("speed", step, {"compile_seconds": seconds})
-                    clock.restart(step)
-
-                # Metrics are fetched one step late, while the devices work on the next step.
-                if pending is not None:
-                    problem = log(*pending)
-                    pending = None
-                due_evaluation = evaluation is not None and _due(
-                    step, config.evaluation_every(), config.steps
-                )
-                due_samples = _due(step, config.samples_every(), config.steps)
-                due_save = _due(step, config.checkpoint.every, config.steps) or (
-                    due_evaluation and config.checkpoint.best_metric is not None
-                )
-                stopping = bool(stop)
-                pause = due_evaluation or due_samples or due_save or stopping
-                if pause or step % config.log.every == 0:
-                    pending = (step, metrics)
-                if pause and problem is None:
-                    # What follows keeps or shows the state: first make sure that it is sound.
-                    problem = log(step, metrics)
-                    pending = None
-                if problem is not None:
-                    return _diverged(step, problem, run, checkpoints, event)
-                if not pause:
-                    continue
-
-                with clock.paused(state):
-                    figures = {}
-                    try:
-                        if due_evaluation and evaluation is not None and not stopping:
-                            figures = evaluate(evaluation)
-                        if due_samples and not stop:
-                            sample()
-                    except Interrupted:
-                        pass
-                    # Before the batches move on, so that the saved position fits the state.
-                    if due_save or stop:
-                        last_saved = save()
-                if stop:
-                    break
-
-            # ---- the end ----------------------------------------------------------------------
+        def settle() -> int | None:
+            """Wait for the checkpoint under way; returns the newest step on disk."""
             try:
                 checkpoints.wait()
             except SaveError as error:
                 event(str(error))
-                last_saved = max(checkpoints.steps(), default=0)
-            if last_saved != step:
-                message = (
-                    f"step {step} could not be saved; make room, then run the same command again: "
-                    f"it goes on from step {last_saved}"
+            return max(checkpoints.steps(), default=None)
+
+        def save() -> None:
+            """Start a checkpoint, whatever became of the one before."""
+            settle()
+            try:
+                checkpoints.save(step, state, batches.position, figures or None)
+            except SaveError as error:
+                event(str(error))
+
+        # ---- what an interrupted run still owes -------------------------------------------
+        evaluation = task.evaluation(shard) if config.evaluation_every() else None
+        if step == 0:
+            for baseline in task.baselines():
+                writers.record("baseline", 0, baseline)
+        else:
+            event(f"resumed from step {step}")
+            owed = _due(step, config.evaluation_every(), config.steps)
+            if evaluation and owed and not recorded(run, evaluation.name, "step", step):
+                try:
+                    figures = evaluate(evaluation)
+                except Interrupted:
+                    message = _stopped(stop, step, config.steps)
+                    return Result(Outcome.INTERRUPTED, step, {}, message)
+        if step >= config.steps:
+            return Result(Outcome.FINISHED, step, figures, f"all {step} steps are done")
+
+        # ---- the loop: its order makes a resumed run equal to an unbroken one -------------
+        compiled: dict[Hashable, Callable[..., tuple[TrainState, dict[str, Any]]]] = {}
+        pending: tuple[int, dict[str, Any]] | None = None
+        problem: str | None = None
+        progress.start(step, config.steps)
+        while step < config.steps:
+            batch = next(batches)
+            variant = task.variant(step)
+            first_call = variant not in compiled
+            began = time.perf_counter()
+            if first_call:
+                compiled[variant] = jax.jit(
+                    partial(task.train_step, variant=variant),
+                    donate_argnums=0,
+                    out_shardings=(shardings, None),
                 )
-                event(message)
-                return Result(Outcome.NOT_SAVED, step, figures, message)
-            if step < config.steps:
-                message = (
-                    f"stopped by {stop.signal_name}: saved step {step} of {config.steps}; "
-                    "the same command goes on from there"
-                )
-                event(message)
-                return Result(Outcome.INTERRUPTED, step, figures, message)
-            event(f"finished: {step} steps in {clock.seconds():.0f} s")
-            return Result(Outcome.FINISHED, step, figures, f"finished all {step} steps")
-        finally:
-            batches.close()
-            writers.close()
-            checkpoints.close()
+            state, metrics = compiled[variant](state, batch)
+            step += 1
+            if first_call:
+                jax.block_until_ready(state)
+                seconds = time.perf_counter() - began
+                writers.record("speed", step, {"compile_seconds": seconds})
+                clock.restart(step)
+
+            # Metrics are fetched one step late, while the devices work on the next step.
+            if pending is not None:
+                problem = log(*pending)
+                pending = None
+            due_evaluation = evaluation is not None and _due(
+                step, config.evaluation_every(), config.steps
+            )
+            due_samples = _due(step, config.samples_every(), config.steps)
+            due_save = _due(step, config.checkpoint.every, config.steps) or (
+                due_evaluation and config.checkpoint.best_metric is not None
+            )
+            stopping = bool(stop)
+            pause = due_evaluation or due_samples or due_save or stopping
+            if pause or step % config.log.every == 0:
+                pending = (step, metrics)
+            if pause and problem is None:
+                # What follows keeps or shows the state: first make sure that it is sound.
+                problem = log(step, metrics)
+                pending = None
+            if problem is not None:
+                return _diverged(step, problem, run, settle(), note)
+            if not pause:
+                continue
+
+            with clock.paused(state):
+                figures = {}
+                try:
+                    if due_evaluation and evaluation is not None and not stopping:
+                        figures = evaluate(evaluation)
+                    if due_samples and not stop:
+                        sample()
+                except Interrupted:
+                    pass
+                # Asked once: a stop that comes later has its turn after the next step.
+                stopping = bool(stop)
+                # Before the batches move on, so that the saved position fits the state.
+                if due_save or stopping:
+                    save()
+            if stopping:
+                break
+
+        # ---- the end --------------------------------------------------------------------------
+        last_saved = settle()
+        if last_saved != step:
+            message = (
+                f"step {step} could not be saved; make room, then run the same command again: "
+                f"it goes on from step {last_saved or 0}"
+            )
+            note(message)
+            return Result(Outcome.NOT_SAVED, step, figures, message)
+        if (reason := writers.problem()) is not None:
+            message = f"step {step} is saved, but lines of the log are lost: {reason.lower()}"
+            return Result(Outcome.NOT_SAVED, step, figures, message)
+        if step < config.steps or (stop and evaluation and not figures):
+            message = _stopped(stop, step, config.steps)
+            note(message)
+            return Result(Outcome.INTERRUPTED, step, figures, message)
+        message = f"finished all {step} steps in {clock.seconds():.0f} s"
+        note(message)
+        return Result(Outcome.FINISHED, step, figures, message)
 
 
 def _due(step: int, every: int | None, last: int) -> bool:
@@ -249,16 +264,21 @@ def _due(step: int, every: int | None, last: int) -> bool:
     return every is not None and (step % every == 0 or step == last)
 
 
+def _stopped(stop: StopRequest, step: int, steps: int) -> str:
+    return (
+        f"stopped by {stop.signal_name}: saved step {step} of {steps}; "
+        "the same command goes on from there"
+    )
+
+
 def _diverged(
     step: int,
     problem: str,
     run: RunDirectory,
-    checkpoints: Checkpoints,
-    event: Callable[[str], None],
+    good: int | None,
+    note: Callable[[str], None],
 ) -> Result:
     """Leave the checkpoints as they are, and name the last good one."""
-    checkpoints.wait()
-    good = max(checkpoints.steps(), default=None)
     where = (
         f"the last good checkpoint is step {good} ({run.checkpoints / str(good)})"
         if good is not None
@@ -268,5 +288,5 @@ def _diverged(
         f"stopped at step {step}: {problem}; {where}\n"
         "lower optimizer.learning_rate or optimizer.clip_norm and start in a new --workdir"
     )
-    event(message)
+    note(message)
     return Result(Outcome.DIVERGED, step, {}, message)

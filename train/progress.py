@@ -1,5 +1,6 @@
 """What a run shows on the terminal: a bar where there is one, plain lines where there is not."""
 
+import contextlib
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -58,8 +59,9 @@ class Progress:
             self._bar.update(self._task, completed=step, figures=text)
         elif time.perf_counter() - self._last_line > _LINE_SECONDS:
             self._last_line = time.perf_counter()
-            self._console.print(f"step {step}/{self._total}  {text}", markup=False)
+            self.tell(f"step {step}/{self._total}  {text}")
 
     def tell(self, message: str) -> None:
-        """Print a message above the bar."""
-        self._console.print(message, markup=False, soft_wrap=True)
+        """Print a message above the bar; output to a full disk is lost, and the run goes on."""
+        with contextlib.suppress(OSError):
+            self._console.print(message, markup=False, soft_wrap=True)

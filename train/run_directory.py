@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -36,14 +37,26 @@ class RunDirectory:
 
     def exists(self) -> bool:
         """Whether a run was started here."""
-        return self.config_file.exists()
+        try:
+            return self.config_file.exists()
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: cannot be a run directory ({error.strerror}); "
+                "choose another with --workdir"
+            ) from error
 
-    def open(self, config: RunConfig, saved: RunConfig | None) -> None:
+    def open(
+        self,
+        config: RunConfig,
+        saved: RunConfig | None,
+        save_assets: Callable[[Path], None] = lambda folder: None,
+    ) -> None:
         """Start or continue a run here.
 
         Args:
             config: the config asked for.
             saved: the config of the run that is here, or None if there is none.
+            save_assets: writes a new run's assets.
 
         Raises:
             UserError: the folder cannot be written, another process trains here, or the run here
@@ -51,18 +64,25 @@ class RunDirectory:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
             if saved is not None:
                 self._refuse_changes(config, saved)
             else:
                 self._refuse_foreign_files()
-            self._write("config.toml", dump(config))
-            self._write("environment.json", json.dumps(environment(), indent=2) + "\n")
+            self._take_lock()
+            if saved is None:
+                # Again: another process may have started and ended a run here in the meantime.
+                self._refuse_foreign_files()
             self.assets.mkdir(exist_ok=True)
+            if saved is None:
+                save_assets(self.assets)
+            self._write("environment.json", json.dumps(environment(), indent=2) + "\n")
+            # Last: with it the run exists, and has all that it needs to go on.
+            self._write("config.toml", dump(config))
         except OSError as error:
+            self.close()
             raise UserError(
                 f"{self.folder}: cannot write the run directory ({error.strerror}); "
-                "choose another with --workdir"
+                "make room, or choose another with --workdir"
             ) from error
 
     def _write(self, name: str, text: str) -> None:
@@ -78,6 +98,7 @@ class RunDirectory:
         except BlockingIOError as error:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "unknown"
+            self.close()
             raise UserError(
                 f"{self.folder}: another process (pid {holder}) trains in this run directory; "
                 "wait for it, or choose another with --workdir"
@@ -101,7 +122,10 @@ class RunDirectory:
 
     def _refuse_foreign_files(self) -> None:
         foreign = sorted(
-            entry.name for entry in self.folder.iterdir() if entry.name not in ("lock", "assets")
+            entry.name
+            for entry in self.folder.iterdir()
+            # What a start that was cut short leaves.
+            if entry.name not in ("lock", "assets", "environment.json") and entry.suffix != ".part"
         )
         if foreign:
             raise UserError(

@@ -5,8 +5,9 @@ from typing import Any
 
 import grain
 import jax
-from jax.sharding import Sharding
+from jax.sharding import Mesh, NamedSharding
 
+from genjax.parallel.mesh import batch_size_fits
 from genjax.task import Batch
 
 PREFETCH = 2
@@ -24,7 +25,7 @@ class BatchStream:
     def __init__(
         self,
         dataset: grain.MapDataset,
-        sharding: Sharding,
+        sharding: NamedSharding,
         position: dict[str, Any] | None = None,
         threads: int = 1,
     ) -> None:
@@ -59,9 +60,19 @@ class BatchStream:
         self._iterator.close()
 
 
-def place(batch: Batch, sharding: Sharding) -> Batch:
-    """Put this process' rows of a batch on its devices as one global array each."""
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in batch.items()
-    }
+def place(batch: Batch, sharding: NamedSharding) -> Batch:
+    """Put this process' rows of a batch on its devices as one global array each.
+
+    Raises:
+        UserError: the mesh does not divide the batch.
+    """
+    try:
+        return {
+            name: jax.make_array_from_process_local_data(sharding, array)
+            for name, array in batch.items()
+        }
+    except ValueError:
+        assert isinstance(sharding.mesh, Mesh)
+        for array in batch.values():
+            batch_size_fits(len(array) * jax.process_count(), sharding.mesh)
+        raise

@@ -1,8 +1,11 @@
 """Where metrics and samples go: JSON lines always, TensorBoard and Weights & Biases if asked."""
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,27 +31,66 @@ class Writer(Protocol):
         """Write what is left."""
 
 
+class LineFile:
+    """A file of lines that outlives a full disk: what cannot be written is tried again later."""
+
+    def __init__(self, path: Path) -> None:
+        # Unbuffered, so that each line is in the file when `write` returns, and so that how much
+        # of it was written is known when the disk is full.
+        self._file = path.open("ab", buffering=0)
+        self._left = b""
+
+    def write(self, line: str) -> None:
+        """Append a line.
+
+        Raises:
+            OSError: it could not be written whole; the rest is written before the next line.
+        """
+        self._left += line.encode("utf-8", errors="replace") + b"\n"
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is left.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        while self._left:
+            self._left = self._left[self._file.write(self._left) :]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
 class JsonLines:
-    """`metrics.jsonl` and `samples.jsonl`, flushed line by line."""
+    """`metrics.jsonl` and `samples.jsonl`, written line by line."""
 
     def __init__(self, run: RunDirectory, step: int) -> None:
         """Open the files and drop what they say of steps after `step`, which will be done again."""
         for path in (run.metrics_file, run.samples_file):
             _drop_after(path, step)
-        self._metrics = run.metrics_file.open("a", encoding="utf-8")
-        self._samples = run.samples_file.open("a", encoding="utf-8")
+        self._metrics = LineFile(run.metrics_file)
+        self._samples = LineFile(run.samples_file)
 
     def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""
         line = {"kind": kind, "step": step} | {key: _finite(value) for key, value in values.items()}
-        self._metrics.write(json.dumps(line) + "\n")
-        self._metrics.flush()
+        self._metrics.write(json.dumps(line))
 
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
         """Append one line a sample to `samples.jsonl`."""
         for sample in samples:
             line = {"step": step, "index": sample.index, "text": sample.text}
-            self._samples.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._samples.write(json.dumps(line, ensure_ascii=False))
+
+    def flush(self) -> None:
+        """Write the lines that could not be written before.
+
+        Raises:
+            OSError: they still cannot be.
+        """
+        self._metrics.flush()
         self._samples.flush()
 
     def close(self) -> None:
@@ -58,24 +100,42 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Event files for TensorBoard."""
+    """An event file for TensorBoard.
+
+    `tensorboardX.SummaryWriter` is not used: the thread that it writes in dies when the disk is
+    full, and the training then waits for it without end.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
         """Open an event file; events after `step` of an earlier one are purged by the viewer."""
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
 
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+        messages: Any = event_pb2
+        folder.mkdir(exist_ok=True)
+        self._event = messages.Event
+        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        start = messages.SessionLog(status=messages.SessionLog.START)
+        self._write(step + 1, session_log=start)
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, **content))
+        self._writer.flush()
 
     def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Write the numbers among the values as scalars named "kind/name"."""
+        from tensorboardX.summary import scalar
+
         for key, value in values.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
-                self._writer.add_scalar(f"{kind}/{key}", value, step)
+                self._write(step, summary=scalar(f"{kind}/{key}", value))
 
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
         """Write samples as text."""
+        from tensorboardX.summary import text
+
         for sample in samples:
-            self._writer.add_text(f"sample/{sample.index}", f"```\n{sample.text}\n```", step)
+            self._write(step, summary=text(f"sample/{sample.index}", f"```\n{sample.text}\n```"))
 
     def close(self) -> None:
         """Close the event file."""
@@ -116,50 +176,118 @@ class WeightsAndBiases:
 
 
 class Writers:
-    """All writers of a run as one."""
+    """All writers of a run as one; a full disk stops none of the training."""
 
-    def __init__(self, writers: Sequence[Writer]) -> None:
-        self._writers = list(writers)
+    def __init__(
+        self,
+        lines: JsonLines | None,
+        others: Sequence[Writer] = (),
+        tell: Callable[[str], None] = print,
+    ) -> None:
+        self._lines = lines
+        self._others = list(others)
+        self._tell = tell
+        self._failing = False
 
     def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Write values to each."""
-        for writer in self._writers:
-            writer.record(kind, step, values)
+        self._each(lambda writer: writer.record(kind, step, values))
 
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
         """Write samples to each."""
-        for writer in self._writers:
-            writer.samples(step, samples)
+        self._each(lambda writer: writer.samples(step, samples))
+
+    def _each(self, write: Callable[[Writer], None]) -> None:
+        if self._lines is not None:
+            try:
+                write(self._lines)
+                self._failing = False
+            except OSError as error:
+                if not self._failing:
+                    self._tell(f"cannot write the log ({error.strerror}); it is tried again later")
+                self._failing = True
+        for writer in list(self._others):
+            try:
+                write(writer)
+            except OSError as error:
+                name = type(writer).__name__
+                self._tell(f"logging to {name} ends here ({error.strerror}); metrics.jsonl goes on")
+                self._others.remove(writer)
+                with contextlib.suppress(OSError):
+                    writer.close()
+
+    def problem(self) -> str | None:
+        """Why lines are still not in the log, after one more try, or None."""
+        try:
+            if self._lines is not None:
+                self._lines.flush()
+        except OSError as error:
+            return error.strerror
+        return None
 
     def close(self) -> None:
         """Close each."""
-        for writer in self._writers:
-            writer.close()
+        if self._lines is not None:
+            self._lines.close()
+        for writer in self._others:
+            with contextlib.suppress(OSError):
+                writer.close()
 
 
-def open_writers(config: RunConfig, run: RunDirectory, step: int) -> Writers:
-    """The writers that a config asks for, going on after `step`; none but in process 0."""
+def open_writers(
+    config: RunConfig, run: RunDirectory, step: int, tell: Callable[[str], None] = print
+) -> Writers:
+    """The writers that a config asks for, going on after `step`; none but in process 0.
+
+    Args:
+        config: the run's config.
+        run: its open run directory.
+        step: what the logs say of later steps is dropped; -1 drops everything but events.
+        tell: gets a line when something cannot be written.
+    """
     if jax.process_index() != 0:
-        return Writers([])
-    writers: list[Writer] = [JsonLines(run, step)]
-    if config.log.tensorboard:
-        writers.append(TensorBoard(run.tensorboard, step))
+        return Writers(None)
+    others: list[Writer] = []
     if config.log.wandb_project:
         resolved = json.loads(config.model_dump_json())
-        writers.append(WeightsAndBiases(config.log.wandb_project, run, resolved))
-    return Writers(writers)
+        others.append(WeightsAndBiases(config.log.wandb_project, run, resolved))
+    if config.log.tensorboard:
+        others.append(TensorBoard(run.tensorboard, step))
+    return Writers(JsonLines(run, step), others, tell)
 
 
-def recorded(run: RunDirectory, kind: str, name: str, step: int | None = None) -> Any:
-    """The newest value that `metrics.jsonl` holds of a kind and name (at a step), or None."""
-    if not run.metrics_file.exists():
-        return None
-    value = None
-    for line in run.metrics_file.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        if entry["kind"] == kind and name in entry and step in (None, entry["step"]):
-            value = entry[name]
-    return value
+def recorded(
+    run: RunDirectory, kind: str, name: str, step: int | None = None, *, first: bool = False
+) -> Any:
+    """The newest (or first) value that `metrics.jsonl` holds of a kind and name, or None.
+
+    Args:
+        run: the run directory.
+        kind: the lines' kind.
+        name: the value's name.
+        step: only lines of this step.
+        first: take the first instead of the newest.
+    """
+    values = [
+        entry[name]
+        for _, entry in _entries(run.metrics_file)
+        if entry["kind"] == kind and name in entry and step in (None, entry["step"])
+    ]
+    return values[0 if first else -1] if values else None
+
+
+def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The intact lines of a log, as text and content; torn or garbled ones are passed over."""
+    if not path.exists():
+        return
+    # Not `splitlines`: texts of samples may hold other line ends, such as U+2028.
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            yield line, {"kind": None} | entry
 
 
 def _finite(value: Any) -> Any:
@@ -170,17 +298,14 @@ def _finite(value: Any) -> Any:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Keep the lines of steps up to `step`; a torn last line goes too."""
+    """Keep the lines of steps up to `step`, and events; a torn last line goes too."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if entry["step"] <= step or entry.get("kind") == "event":
-            kept.append(line + "\n")
+    kept = [
+        line + "\n"
+        for line, entry in _entries(path)
+        if entry["step"] <= step or entry["kind"] == "event"
+    ]
     part = path.with_suffix(".part")
     part.write_text("".join(kept), encoding="utf-8")
     part.replace(path)

@@ -151,7 +151,7 @@ def pack_cudnn_weights(
 
 def _lstm_cudnn(x: Array, h0: Array, c0: Array, *weights: Array) -> tuple[Array, ...]:
     length, batch_size, input_size = x.shape
-    ys, h, c = cudnn_rnn.lstm(
+    outputs: Any = cudnn_rnn.lstm(
         x.swapaxes(0, 1),
         h0[None],
         c0[None],
@@ -163,6 +163,7 @@ def _lstm_cudnn(x: Array, h0: Array, c0: Array, *weights: Array) -> tuple[Array,
         0.0,  # dropout between layers
         False,  # bidirectional
     )
+    ys, h, c = outputs
     return ys.swapaxes(0, 1), h[0], c[0]
 
 
@@ -213,12 +214,12 @@ def lstm(
         raise UserError(f'implementation "cudnn" cannot run here: {obstacle}; use "scan"')
     arguments = (x, h0, c0, input_kernel, recurrent_kernel, bias)
     if implementation != "scan" and obstacle is None:
-        ys, h, c = _lstm_cudnn(*(a.astype(dtype) for a in arguments))
+        outputs: Any = _lstm_cudnn(*(a.astype(dtype) for a in arguments))
     else:
         state_dtype = state_dtype_of(dtype)
         h0, c0 = h0.astype(state_dtype), c0.astype(state_dtype)
-        ys, h, c = _lstm_scan(dtype, reset, x, h0, c0, *arguments[3:])
-    return ys, h, c
+        outputs = _lstm_scan(dtype, reset, x, h0, c0, *arguments[3:])
+    return outputs
 
 
 # ---- GRU -------------------------------------------------------------------------------------
@@ -344,8 +345,8 @@ def gru(
     """
     dtype = jnp.dtype(x.dtype if compute_dtype is None else compute_dtype)
     weights = (input_kernel, recurrent_kernel, bias, recurrent_bias)
-    ys, h = _gru_scan(dtype, reset, x, h0.astype(state_dtype_of(dtype)), *weights)
-    return ys, h
+    outputs: Any = _gru_scan(dtype, reset, x, h0.astype(state_dtype_of(dtype)), *weights)
+    return outputs
 
 
 # ---- Elman -----------------------------------------------------------------------------------
@@ -423,5 +424,5 @@ def elman(
     """
     dtype = jnp.dtype(x.dtype if compute_dtype is None else compute_dtype)
     weights = (input_kernel, recurrent_kernel, bias)
-    ys, h = _elman_scan(dtype, reset, x, h0.astype(state_dtype_of(dtype)), *weights)
-    return ys, h
+    outputs: Any = _elman_scan(dtype, reset, x, h0.astype(state_dtype_of(dtype)), *weights)
+    return outputs

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -58,8 +59,9 @@ class Attention(nn.Module):
             name="qkv",
         )(inputs)
         qkv = qkv.reshape(batch, length, self.num_kv_heads, group_size + 2, self.head_dim)
-        query = qkv[:, :, :, :group_size].reshape(batch, length, self.num_heads, self.head_dim)
-        key, value = qkv[:, :, :, group_size], qkv[:, :, :, group_size + 1]
+        query, key, value = jnp.split(qkv, (group_size, group_size + 1), axis=3)
+        query = query.reshape(batch, length, self.num_heads, self.head_dim)
+        key, value = key.squeeze(3), value.squeeze(3)
         if angles is not None:
             query, key = rotate(query, angles), rotate(key, angles)
         if cache is not None:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -54,18 +55,40 @@ def state_shardings(shapes: Tree, rules: PartitionRules, mesh: Mesh) -> Tree:
     """A sharding for every array of a train state.
 
     Optimizer states and averages hold copies of the parameters under paths that end in the
-    parameter's own, so one rule shards all of them alike.
+    parameter's own, so one rule shards all of them alike. Where an optimizer keeps something of
+    another shape for a parameter, such as means over its rows, the parameter's rule says nothing
+    about it, and only the FSDP fallback applies.
 
     Args:
         shapes: the state, or its shapes from `jax.eval_shape`.
         rules: the task's partition rules.
         mesh: the mesh.
     """
+    parameters = {
+        tuple(path_name(path).split("/")[1:]): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+        if path_name(path).startswith("params/")
+    }
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, partition_spec(path_name(path), leaf.shape, rules, mesh))
+        name = path_name(path)
+        shape = _parameter_shape(tuple(name.split("/")), parameters)
+        own_rules = rules if shape in (None, leaf.shape) else ()
+        return NamedSharding(mesh, partition_spec(name, leaf.shape, own_rules, mesh))
 
     return jax.tree_util.tree_map_with_path(sharding, shapes)
+
+
+def _parameter_shape(
+    path: tuple[str, ...], parameters: Mapping[tuple[str, ...], tuple[int, ...]]
+) -> tuple[int, ...] | None:
+    """The shape of the parameter whose path within its network ends `path`, if there is one."""
+    network = path[1:2]
+    for start in range(2, len(path)):
+        shape = parameters.get((*network, *path[start:]))
+        if shape is not None:
+            return shape
+    return None
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -102,8 +102,9 @@ class RecurrentConfig(Config):
     """Share of the last layer's features dropped, locked over time."""
     weight_drop: Share = 0.0
     """Share of recurrent weights dropped in each step (DropConnect)."""
-    initial_scale: float | None = Field(default=None, gt=0.0)
-    """Initialise uniformly in plus or minus this; 1 / sqrt(hidden_size) by default."""
+    init_scale: float | None = Field(default=None, gt=0.0)
+    """Initialise uniformly in plus or minus this; by default 1 / sqrt(hidden_size), and 0.1 for
+    the embedding and the output layer."""
     forget_bias: float = 0.0
     """Added to the initial bias of the LSTM's forget gate."""
     implementation: Literal["auto", "scan", "cudnn"] = "auto"
@@ -116,7 +117,16 @@ class RecurrentConfig(Config):
     def make(self, vocab_size: int, sequence_length: int) -> RecurrentLanguageModel:
         """The module of this config; the length of training sequences does not matter to it."""
         del sequence_length
-        raise AssertionError(vocab_size)
+        return RecurrentLanguageModel(
+            vocab_size=vocab_size,
+            cell="elman" if self.kind == "rnn" else self.kind,
+            embedding_size=self.embedding_size or self.hidden_size,
+            implementation=None if self.implementation == "auto" else self.implementation,
+            dtype=_DTYPES[self.dtype],
+            **self.model_dump(
+                exclude={"kind", "embedding_size", "implementation", "dtype", "loss_chunk"}
+            ),
+        )
 
     @property
     def partition_rules(self) -> tuple:

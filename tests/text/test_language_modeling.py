@@ -1,6 +1,7 @@
 """The language-modelling task: gradients, figures, protocols, carried state, learning."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -26,10 +27,10 @@ def text_file(tmp_path_factory):
 
 def make(text_file, model="transformer", batching="windows", **tables):
     models = {
-        "transformer": {"kind": "transformer", "num_layers": 1, "num_heads": 2, "hidden_size": 16},
-        "lstm": {"kind": "lstm", "num_layers": 1, "hidden_size": 16},
-        "gru": {"kind": "gru", "num_layers": 1, "hidden_size": 16},
-        "rnn": {"kind": "rnn", "num_layers": 1, "hidden_size": 16},
+        "transformer": {"kind": "transformer", "num_layers": 1, "num_heads": 2, "hidden_size": 32},
+        "lstm": {"kind": "lstm", "num_layers": 1, "hidden_size": 32},
+        "gru": {"kind": "gru", "num_layers": 1, "hidden_size": 32},
+        "rnn": {"kind": "rnn", "num_layers": 1, "hidden_size": 32},
     }
     tree = {
         "kind": "language_modeling",
@@ -47,20 +48,27 @@ def make(text_file, model="transformer", batching="windows", **tables):
     return check(tree, LanguageModelingConfig).make_task()
 
 
+@functools.cache
+def compiled(task):
+    """One program a task and function, however often a test calls it."""
+    return jax.jit(task.init), jax.jit(task.train_step), jax.jit(task.eval_step)
+
+
 def evaluate(task, state):
     evaluation = task.evaluation(Shard())
+    _, _, step = compiled(task)
     state = dataclasses.replace(state, carry=evaluation.carry)
     totals = None
     for number in range(len(evaluation.batches)):
-        carry, sums = jax.jit(task.eval_step)(state, evaluation.batches[number])
+        carry, sums = step(state, evaluation.batches[number])
         state = dataclasses.replace(state, carry=carry)
         totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
     return task.figures(totals)
 
 
 def train(task, steps, state=None):
-    state = task.init(jax.random.key(0)) if state is None else state
-    step = jax.jit(task.train_step)
+    init, step, _ = compiled(task)
+    state = init(jax.random.key(0)) if state is None else state
     batches = task.dataset("train", Shard())
     for number in range(steps):
         state, metrics = step(state, batches[number])
@@ -80,10 +88,10 @@ def train(task, steps, state=None):
 )
 def test_learns_a_repeating_text(text_file, model, batching):
     task = make(text_file, model, batching)
-    untrained = evaluate(task, task.init(jax.random.key(0)))
+    untrained = evaluate(task, compiled(task)[0](jax.random.key(0)))
     assert abs(untrained["nats_per_token"] - math.log(task.data.tokenizer.vocab_size)) < 0.3
     state, metrics = train(task, 150)
-    assert float(metrics["loss"]) < 0.5
+    assert float(metrics["loss"]) < 0.6
     trained = evaluate(task, state)
     assert trained["nats_per_token"] < 0.6
     figures = {row["name"]: row["nats_per_token"] for row in task.baselines()}
@@ -99,12 +107,11 @@ def test_figures_are_what_they_say(text_file):
     assert figures["bits_per_character"] == pytest.approx(20 / math.log(2) / 16)
 
 
-@pytest.mark.parametrize("model", ["transformer", "lstm"])
-@pytest.mark.parametrize("batching", ["windows", "documents"])
+@pytest.mark.parametrize(("model", "batching"), [("transformer", "documents"), ("lstm", "windows")])
 def test_accumulation_changes_nothing_but_memory(text_file, model, batching):
     """With SGD, so that rounding is not blown up by Adam's division."""
     results = []
-    for parts in (1, 2, 4):
+    for parts in (1, 4):
         optimizer = {"kind": "sgd", "learning_rate": 0.5, "accumulate": parts}
         task = make(text_file, model, batching, optimizer=optimizer)
         state, metrics = train(task, 2)
@@ -136,9 +143,7 @@ def test_state_is_carried_from_batch_to_batch(text_file):
     whole_state, whole = train(task, 1)
     half_state, _ = train(halves, 1)
     first_loss = train(halves, 1)[1]["loss"]
-    second_state, second = jax.jit(halves.train_step)(
-        half_state, halves.dataset("train", Shard())[1]
-    )
+    second_state, second = compiled(halves)[1](half_state, halves.dataset("train", Shard())[1])
     np.testing.assert_allclose((first_loss + second["loss"]) / 2, whole["loss"], rtol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
@@ -152,9 +157,9 @@ def test_reset_begins_from_zero(text_file):
     state, _ = train(task, 3)
     batch = dict(task.dataset("train", Shard())[0])
     assert batch["reset"].all()
-    carried, _ = jax.jit(task.train_step)(state, batch)
-    fresh = dataclasses.replace(state, carry=task.init(jax.random.key(0)).carry)
-    zeroed, _ = jax.jit(task.train_step)(fresh, batch)
+    carried, _ = compiled(task)[1](state, batch)
+    fresh = dataclasses.replace(state, carry=compiled(task)[0](jax.random.key(0)).carry)
+    zeroed, _ = compiled(task)[1](fresh, batch)
     jax.tree.map(np.testing.assert_array_equal, carried.carry, zeroed.carry)
 
 
@@ -168,21 +173,28 @@ def test_figures_do_not_depend_on_the_batch_size(text_file, batch_size):
     assert found["nats_per_token"] == pytest.approx(expected["nats_per_token"], rel=1e-5)
 
 
-def test_sliding_windows_see_more_context(text_file):
-    state, _ = train(make(text_file), 150)
-    chunks = evaluate(make(text_file, evaluation={"protocol": "chunks"}), state)
-    whole = evaluate(make(text_file, evaluation={"protocol": "sliding", "stride": 16}), state)
-    sliding = evaluate(make(text_file, evaluation={"protocol": "sliding", "stride": 1}), state)
-    assert whole["nats_per_token"] == pytest.approx(chunks["nats_per_token"], rel=1e-6)
-    assert sliding["nats_per_token"] < chunks["nats_per_token"]
-    assert sliding["tokens"] == chunks["tokens"]
+def test_sliding_windows_score_each_token_from_its_own_window(text_file):
+    """With stride 1 each target is predicted from the 16 tokens before it, or all there are."""
+    reference = make(text_file)
+    state, _ = train(reference, 20)
+    params = {"params": state.params[NETWORK]}
+    tokens = jnp.asarray(reference.data.corpus("validation").tokens, jnp.int32)
+    windows = jnp.stack([tokens[first : first + 17] for first in range(len(tokens) - 16)])
+    hidden, _ = reference.model.apply(params, windows[:, :-1], method="hidden")
+    nats = reference.model.apply(params, hidden, windows[:, 1:], None, method="losses")
+    expected = float((nats[0].sum() + nats[1:, -1].sum()) / (len(tokens) - 1))
+    sliding = make(text_file, evaluation={"protocol": "sliding", "stride": 1})
+    assert evaluate(sliding, state)["nats_per_token"] == pytest.approx(expected, rel=1e-5)
+    chunks = evaluate(reference, state)
+    beside = evaluate(make(text_file, evaluation={"protocol": "sliding", "stride": 16}), state)
+    assert beside["nats_per_token"] == pytest.approx(chunks["nats_per_token"], rel=1e-6)
 
 
 def test_one_carried_stream_equals_one_long_sequence(text_file):
     evaluation = {"protocol": "streams", "batch_size": 1, "sequence_length": 7}
     task = make(text_file, "lstm", "streams", evaluation=evaluation)
     state, _ = train(task, 20)
-    tokens = np.asarray(task.data.corpus("validation").tokens, np.int32)
+    tokens = jnp.asarray(task.data.corpus("validation").tokens, jnp.int32)
     hidden, _ = task.model.apply(
         {"params": state.params[NETWORK]}, tokens[None, :-1], method="hidden"
     )
@@ -196,9 +208,12 @@ def test_the_average_is_what_is_evaluated(text_file):
     optimizer = {"kind": "adamw", "learning_rate": 0.02, "ema_decay": 0.9}
     task = make(text_file, optimizer=optimizer)
     state, _ = train(task, 4)
-    expected = task.init(jax.random.key(0)).params[NETWORK]
-    for number in range(1, 5):
-        params = train(task, number)[0].params[NETWORK]
+    expected = compiled(task)[0](jax.random.key(0)).params[NETWORK]
+    init, step, _ = compiled(task)
+    running, batches = init(jax.random.key(0)), task.dataset("train", Shard())
+    for number in range(4):
+        running, _ = step(running, batches[number])
+        params = running.params[NETWORK]
         expected = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, expected, params)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.ema[NETWORK], expected
@@ -210,9 +225,12 @@ def test_the_average_is_what_is_evaluated(text_file):
 
 def test_dropout_depends_on_the_step_and_the_seed_alone(text_file):
     task = make(text_file, model_fields={"dropout": 0.5})
-    state = task.init(jax.random.key(0))
+    state = compiled(task)[0](jax.random.key(0))
     batch = task.dataset("train", Shard())[0]
-    loss = lambda state: float(jax.jit(task.train_step)(state, batch)[1]["loss"])
+
+    def loss(state):
+        return float(compiled(task)[1](state, batch)[1]["loss"])
+
     assert loss(state) == loss(state)
     assert loss(state) != loss(dataclasses.replace(state, step=state.step + 1))
 
@@ -226,7 +244,7 @@ def test_padding_and_other_documents_do_not_count(tmp_path):
             "tokenizer": {"kind": "characters"},
             "batching": {"kind": "documents", "batch_size": 2, "sequence_length": 16},
         },
-        "model": {"kind": "transformer", "num_layers": 1, "num_heads": 2, "hidden_size": 16},
+        "model": {"kind": "transformer", "num_layers": 1, "num_heads": 2, "hidden_size": 32},
         "optimizer": {"kind": "adamw", "learning_rate": 0.02, "schedule": {"kind": "constant"}},
     }
     task = check(tree, LanguageModelingConfig).make_task()
@@ -235,13 +253,17 @@ def test_padding_and_other_documents_do_not_count(tmp_path):
     assert evaluate(task, state)["nats_per_token"] < 0.02
 
 
-def test_generates_what_it_learned(text_file):
-    task = make(text_file)
-    state, _ = train(task, 200)
-    request = task.config.generation_schema()(prompt=("the cat sat",), max_tokens=40, temperature=0)
+def test_generates_what_it_learned(tmp_path):
+    path = tmp_path / "letters.txt"
+    path.write_text("abcdefghij" * 100)
+    task = make(path, "gru", "streams")
+    state, _ = train(task, 100)
+    schema = task.config.generation_schema()
+    request = schema(prompt=("abc", "h"), max_tokens=20, temperature=0.0, stop=("ef",))
     pieces = list(task.generate(state.params, jax.random.key(0), request))
-    assert "".join(piece.text for piece in pieces).startswith("the cat sat on the ")
-    assert pieces[-1].done and pieces[-1].reason == "length"
+    texts = ["".join(piece.text for piece in pieces if piece.index == row) for row in (0, 1)]
+    assert texts == ["abcd", "hijabcd"]
+    assert [piece.reason for piece in pieces if piece.done] == ["stop_string"] * 2
 
 
 @pytest.mark.parametrize(

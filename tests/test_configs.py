@@ -1,0 +1,173 @@
+"""Every shipped config: it loads, and it still means the fields and parameters written down."""
+
+import dataclasses
+import difflib
+import os
+import tomllib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from genjax.config import check, dump, load
+from genjax.families import FAMILIES
+from genjax.parallel.partition import path_name
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+UPDATE = "GENJAX_UPDATE_GOLDEN"
+CONFIGS = {
+    str(path.relative_to(ROOT / "configs").with_suffix("")): path
+    for path in sorted((ROOT / "configs").rglob("*.toml"))
+}
+# Sentences with enough different pairs of letters for the small vocabulary below.
+STAND_IN = (
+    "The quick brown fox jumps over the lazy dog; pack my box with five dozen liquor jugs.\n"
+    "How vexingly quick daft zebras jump: sphinx of black quartz, judge my vow!<|endoftext|>"
+) * 60
+STAND_IN_VOCABULARY = 300
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory):
+    """Text in the place of data that does not come with the project."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(STAND_IN, encoding="utf-8")
+    return path
+
+
+def make_task(config, stand_in):
+    """The task of a config on data that is there; and a line that says what it stands on."""
+    if config.data.source.kind == "builtin":
+        return config.make_task(), "the built-in text"
+    tree = tomllib.loads(dump(config))
+    tree["data"]["source"] = {"kind": "files", "path": str(stand_in)}
+    if hasattr(config.data.source, "document_separator"):
+        tree["data"]["source"]["document_separator"] = config.data.source.document_separator or (
+            "none"
+        )
+    if "vocab_size" in tree["data"]["tokenizer"]:
+        tree["data"]["tokenizer"]["vocab_size"] = STAND_IN_VOCABULARY
+    return check(tree, FAMILIES).make_task(), "a stand-in text with a small vocabulary"
+
+
+def parameter_tree(task):
+    """A line for each parameter, and their number."""
+    params = jax.eval_shape(lambda: task.init(jax.random.key(0))).params
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    lines = [
+        f"{path_name(path)}  {leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+        for path, leaf in leaves
+    ]
+    total = sum(leaf.size for _, leaf in leaves)
+    return "\n".join([*sorted(lines), f"total  {total}"]) + "\n"
+
+
+def compare(text, file):
+    """Assert that a text is the golden one, or make it so if asked to."""
+    if os.environ.get(UPDATE) == "1":
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    name = file.relative_to(ROOT)
+    golden = file.read_text(encoding="utf-8") if file.exists() else ""
+    changes = "\n".join(
+        difflib.unified_diff(
+            golden.splitlines(),
+            text.splitlines(),
+            f"{name} (written down)",
+            "now",
+            lineterm="",
+            n=1,
+        )
+    )
+    assert text == golden, (
+        f"{name} no longer says what the config means:\n{changes}\n"
+        f"if the change is meant, run {UPDATE}=1 python -m pytest tests/test_configs.py "
+        "and commit the files"
+    )
+
+
+def test_there_are_configs():
+    assert "text/demo" in CONFIGS
+
+
+@pytest.mark.parametrize("debug", [False, True], ids=["full", "debug"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_loads_and_its_dump_loads_to_the_same(name, debug):
+    config = load(CONFIGS[name], debug=debug, schema=FAMILIES)
+    assert check(tomllib.loads(dump(config)), FAMILIES) == config
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_opens_with_a_comment_and_holds_only_what_differs(name):
+    text = CONFIGS[name].read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert "debug" in tomllib.loads(text)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_debug_size_is_small(name, stand_in):
+    config = load(CONFIGS[name], debug=True, schema=FAMILIES)
+    task, _ = make_task(config, stand_in)
+    assert config.steps <= 10
+    assert task.flops_per_step() * config.steps < 1e10
+    params = jax.eval_shape(lambda: task.init(jax.random.key(0))).params
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) < 1e6
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_fields_of_a_config_are_those_written_down(name):
+    config = load(CONFIGS[name], schema=FAMILIES)
+    compare(dump(config), GOLDEN / f"{name}.toml")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_parameters_of_a_config_are_those_written_down(name, stand_in):
+    config = load(CONFIGS[name], schema=FAMILIES)
+    task, source = make_task(config, stand_in)
+    compare(f"on {source}\n{parameter_tree(task)}", GOLDEN / f"{name}.params.txt")
+
+
+def test_no_dump_is_left_of_a_config_that_is_gone():
+    kept = {str(file.relative_to(GOLDEN)) for file in GOLDEN.rglob("*") if file.is_file()}
+    assert kept == {f"{name}{end}" for name in CONFIGS for end in (".toml", ".params.txt")}
+
+
+def test_gpt2_has_its_published_number_of_parameters():
+    config = load(CONFIGS["text/gpt2_124m"], schema=FAMILIES)
+    assert config.data.tokenizer.vocab_size == 50257
+    model = config.model.make(50257, config.data.batching.sequence_length)
+    assert model.context_length == 1024
+    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 124_439_808
+
+
+def test_a_changed_config_is_told_with_the_way_to_accept_it(tmp_path, monkeypatch):
+    monkeypatch.delenv(UPDATE, raising=False)
+    config = load(CONFIGS["text/demo"], ["seed=7"], schema=FAMILIES)
+    if os.environ.get(UPDATE) == "1":
+        pytest.skip("the dumps are being written")
+    with pytest.raises(AssertionError) as told:
+        compare(dump(config), GOLDEN / "text/demo.toml")
+    for words in ("-seed = 0", "+seed = 7", f"{UPDATE}=1"):
+        assert words in str(told.value)
+
+
+def test_the_parameter_tree_of_a_config_reacts_to_its_sizes():
+    config = load(CONFIGS["text/demo"], ["model.num_layers=1"], schema=FAMILIES)
+    smaller = parameter_tree(config.make_task())
+    assert smaller != (GOLDEN / "text/demo.params.txt").read_text(encoding="utf-8")
+    assert "layers_1" not in smaller
+
+
+def test_byte_vocabularies_do_not_depend_on_the_text(stand_in):
+    config = load(CONFIGS["text/demo"], schema=FAMILIES)
+    elsewhere = {"kind": "files", "path": str(stand_in)}
+    other = load(CONFIGS["text/demo"], {"data": {"source": elsewhere}}, schema=FAMILIES)
+    assert dataclasses.asdict(config.make_task().model) == dataclasses.asdict(
+        other.make_task().model
+    )
