@@ -62,7 +62,8 @@ def make_jax_step(**model_fields: Any) -> Callable[[np.ndarray, np.ndarray], flo
         def loss(params: Any) -> Any:
             variables = {"params": params}
             hidden, _ = model.apply(variables, inputs, method="hidden", train=True)
-            return model.apply(variables, hidden, targets, method="losses").mean()
+            losses: Any = model.apply(variables, hidden, targets, method="losses")
+            return losses.mean()
 
         value, gradients = jax.value_and_grad(loss)(params)
         updates, opt_state = optimizer.update(gradients, opt_state, params)

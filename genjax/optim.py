@@ -188,14 +188,15 @@ def _muon_dimensions(kernels: Tree) -> Tree:
 
 def _muon(config: MuonConfig, rate: Schedule) -> optax.GradientTransformation:
     """Orthogonalised momentum, scaled so that wide and tall kernels change outputs alike."""
-    scale_by_shape = optax.stateless_with_tree_map(
-        lambda update, _: update * max(1.0, update.shape[-1] / update.shape[-2]) ** 0.5
-    )
+
+    def scaled(update: Any, _: Any) -> Array:
+        return update * max(1.0, update.shape[-1] / update.shape[-2]) ** 0.5
+
     return optax.chain(
         optax.contrib.scale_by_muon(
             beta=config.momentum, weight_dimension_numbers=_muon_dimensions
         ),
-        scale_by_shape,
+        optax.stateless_with_tree_map(scaled),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(rate),
     )

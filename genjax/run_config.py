@@ -54,10 +54,8 @@ class LogConfig(Config):
 
 
 class RunConfig(Config):
-    """A run of one task. Subclasses set `kind` and add data, model and optimizer."""
+    """A run of one task. Subclasses add `kind: Literal[..]`, data, model and optimizer."""
 
-    kind: str
-    """Which family of models to train."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of initialisation, data order and dropout; a run is a function of its config."""
     steps: int = Field(default=1000, ge=1)

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -110,8 +111,10 @@ class Checkpoints:
             if config.best_metric is not None:
                 keep.append(_Best(self, config.best_metric))
             policies = managers.AnyPreservationPolicy(keep)
-        # Orbax logs with tracebacks what it also raises.
+        # Orbax logs with tracebacks what it also raises, and its threads print more of the same.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self._excepthook = sys.excepthook
+        sys.excepthook = self._without_orphans
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -179,17 +182,18 @@ class Checkpoints:
         sums = {"arrays": checksums(arrays), "position": _json_checksum(position)}
         self._figures[step] = dict(figures or {})
         try:
-            self._manager.wait_until_finished()
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(_nest(arrays)),
-                    position=ocp.args.JsonSave(position),
-                    checksums=ocp.args.JsonSave(sums),
-                    figures=ocp.args.JsonSave(self._figures[step]),
-                ),
-                force=True,
-            )
+            with _quiet():
+                self._manager.wait_until_finished()
+                self._manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(_nest(arrays)),
+                        position=ocp.args.JsonSave(position),
+                        checksums=ocp.args.JsonSave(sums),
+                        figures=ocp.args.JsonSave(self._figures[step]),
+                    ),
+                    force=True,
+                )
         except (OSError, ValueError, RuntimeError) as error:
             raise self._save_error(step, error) from error
         self._saving = step
@@ -201,14 +205,18 @@ class Checkpoints:
             SaveError: it could not be written.
         """
         try:
-            self._manager.wait_until_finished()
+            with _quiet():
+                self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
             raise self._save_error(self._saving, error) from error
 
     def _save_error(self, step: int | None, error: Exception) -> SaveError:
-        # What was written of it would take the room that the next one needs.
-        for part in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
-            shutil.rmtree(part, ignore_errors=True)
+        # What was written of it would take the room that the next one needs. Other arrays of it may
+        # still be on their way, so look more than once.
+        for _ in range(5):
+            for part in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(part, ignore_errors=True)
+            time.sleep(0.05)
         self._manager.reload()
         kept = self.steps()
         rest = f"the newest on disk is step {kept[-1]}" if kept else "there is none on disk yet"
@@ -319,6 +327,15 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError):
             # The manager passes on the failure of its last save before it ends its threads.
             self._manager.close()
+        if sys.excepthook == self._without_orphans:
+            sys.excepthook = self._excepthook
+
+    def _without_orphans(
+        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        """Report an uncaught error, unless it is a write that outlived its failed checkpoint."""
+        if str(error) != "Event loop is closed":
+            self._excepthook(kind, error, trace)
 
 
 class _Best(managers.PreservationPolicy):
@@ -369,6 +386,9 @@ def _quiet() -> Iterator[None]:
     """Keep what Orbax's abandoned tasks print, hundreds of lines for a damaged file, off stderr."""
     before = sys.unraisablehook, sys.excepthook
     sys.unraisablehook = sys.excepthook = lambda *_: None
+    tasks = logging.getLogger("asyncio")
+    level = tasks.level
+    tasks.setLevel(logging.CRITICAL)
     try:
         yield
     except Exception:
@@ -378,6 +398,7 @@ def _quiet() -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook, sys.excepthook = before
+        tasks.setLevel(level)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ def _count(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def _scaled(number: int | float, unit: str, base: int = 1000) -> str:
+def _scaled(number: float, unit: str, base: int = 1000) -> str:
     """A number with a prefix: 3_700_000_000 FLOP as "3.70 GFLOP"."""
     prefixes = ["", "K", "M", "G", "T", "P", "E"]
     power = 0

@@ -61,7 +61,7 @@ class LayerNorm(nn.Module):
         """Normalise the last axis of `inputs`, [..., D] to [..., D]."""
         features = inputs.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (features,))
-        outputs = _standardize(inputs.astype(jnp.float32), self.epsilon, True) * scale
+        outputs = jnp.multiply(_standardize(inputs.astype(jnp.float32), self.epsilon, True), scale)
         if self.use_bias:
             outputs += self.param("bias", nn.initializers.zeros, (features,))
         return outputs.astype(self.dtype or inputs.dtype)
@@ -84,5 +84,5 @@ class RMSNorm(nn.Module):
     def __call__(self, inputs: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Normalise the last axis of `inputs`, [..., D] to [..., D]."""
         scale = self.param("scale", nn.initializers.ones, (inputs.shape[-1],))
-        outputs = _standardize(inputs.astype(jnp.float32), self.epsilon, False) * scale
+        outputs = jnp.multiply(_standardize(inputs.astype(jnp.float32), self.epsilon, False), scale)
         return outputs.astype(self.dtype or inputs.dtype)

@@ -23,11 +23,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import rnn as cudnn_rnn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from genjax.errors import UserError
+from genjax.nn.recurrent_cudnn import lstm_cudnn
 from genjax.nn.recurrent_loop import (
     Slabs,
     Time,
@@ -134,39 +134,6 @@ def _lstm_backward(dtype: DTypeLike, residuals: Any, cotangents: Any) -> tuple[A
 _lstm_scan.defvjp(_lstm_forward, _lstm_backward)
 
 
-def pack_cudnn_weights(
-    input_kernel: Float[Array, "D G"],
-    recurrent_kernel: Float[Array, "H G"],
-    bias: Float[Array, " G"],
-) -> Float[Array, " N"]:
-    """Flattens one LSTM layer as cuDNN wants it: G = 4H, N = 4H (D + H + 2).
-
-    The order is W_ih ``[4H, D]``, W_hh ``[4H, H]``, b_ih, b_hh, each with gates i, f, g, o.
-    cuDNN adds two biases: ours goes into b_ih, and b_hh is zero.
-    """
-    return jnp.concatenate(
-        [input_kernel.T.ravel(), recurrent_kernel.T.ravel(), bias, jnp.zeros_like(bias)]
-    )
-
-
-def _lstm_cudnn(x: Array, h0: Array, c0: Array, *weights: Array) -> tuple[Array, ...]:
-    length, batch_size, input_size = x.shape
-    outputs: Any = cudnn_rnn.lstm(
-        x.swapaxes(0, 1),
-        h0[None],
-        c0[None],
-        pack_cudnn_weights(*weights),
-        jnp.full((batch_size,), length, jnp.int32),
-        input_size,
-        h0.shape[-1],
-        1,  # layers
-        0.0,  # dropout between layers
-        False,  # bidirectional
-    )
-    ys, h, c = outputs
-    return ys.swapaxes(0, 1), h[0], c[0]
-
-
 def lstm(
     x: Float[Array, "T B D"],
     h0: Float[Array, "B H"],
@@ -214,7 +181,7 @@ def lstm(
         raise UserError(f'implementation "cudnn" cannot run here: {obstacle}; use "scan"')
     arguments = (x, h0, c0, input_kernel, recurrent_kernel, bias)
     if implementation != "scan" and obstacle is None:
-        outputs: Any = _lstm_cudnn(*(a.astype(dtype) for a in arguments))
+        outputs: Any = lstm_cudnn(*(a.astype(dtype) for a in arguments))
     else:
         state_dtype = state_dtype_of(dtype)
         h0, c0 = h0.astype(state_dtype), c0.astype(state_dtype)

@@ -149,7 +149,7 @@ class LanguageModeling(Task):
             rngs={"dropout": dropout_key} if train else None,
             method="hidden",
         )
-        nats = self.model.apply(
+        nats: Any = self.model.apply(
             variables, hidden, batch["targets"], self.config.model.loss_chunk, method="losses"
         )
         return nats, {NETWORK: recurrent_state} if carry else {}

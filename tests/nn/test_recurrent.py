@@ -5,7 +5,8 @@ import pytest
 from jax.experimental import rnn as cudnn_rnn
 
 from genjax.errors import UserError
-from genjax.nn.recurrent import elman, gru, lstm, pack_cudnn_weights
+from genjax.nn.recurrent import elman, gru, lstm
+from genjax.nn.recurrent_cudnn import pack_cudnn_weights
 
 T, B, D, H = 6, 3, 4, 5
 GATES = {"lstm": 4, "gru": 3, "elman": 1}

@@ -3,7 +3,8 @@ import sys
 
 import pytest
 
-# Page faults of the last of several calls of a program with 16 MB of temporaries.
+# Page faults of the last of several calls of a program with 64 MB of temporaries, more than
+# glibc learns to keep by itself.
 PROGRAM = """
 import resource
 import sys
@@ -13,8 +14,8 @@ from genjax.parallel.allocator import keep_freed_memory
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
-step = jax.jit(lambda x: jnp.sort(x @ x.T, axis=-1).sum())
-inputs = jnp.ones((2048, 8))
+step = jax.jit(lambda x: (x @ x.T).max())
+inputs = jnp.ones((4096, 8))
 for _ in range(4):
     step(inputs).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -29,5 +30,5 @@ def test_steps_stop_faulting_pages_in():
         command = [sys.executable, "-c", PROGRAM, mode]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    assert faults("default") > 2000
+    assert faults("default") > 5000
     assert faults("keep") < 200
