@@ -1,13 +1,12 @@
 """Decoding one text: tokens a second with the cache, beside the same loop without one.
 
-Run `python -m benchmarks.decoding`. Both write greedily from a one-token prompt with the same
+Both write greedily from a one-token prompt with the same
 parameters and must write the same tokens. Without a cache every token costs a forward pass over the
 text so far, rounded up to 32 tokens (one compiled program per length), with the logits of the last
 position alone: the work of a loop that calls the model anew for each token, without its overhead.
 The runs are interleaved; compilation is left out; the medians are compared.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -117,31 +116,14 @@ def measure_decoding(
     return DecodingSpeed(num_tokens, speed["cached"], speed["uncached"], same_text)
 
 
-def main() -> None:
-    """Print both speeds and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--tokens", type=int, default=256, help="tokens to write (default 256)")
-    parser.add_argument("--repetitions", type=int, default=5, help="timed runs (default 5)")
-    arguments = parser.parse_args()
-    device = jax.devices()[0]
-    print(
-        f"Decoding, batch 1, {arguments.tokens} tokens, 4 layers of width 128, float32; "
-        f"{device.device_kind}, jax {jax.__version__}, median of {arguments.repetitions}"
-    )
+def decoding_speed(num_tokens: int = 256, repetitions: int = 5) -> DecodingSpeed:
+    """The speed of a byte-level GPT of 4 layers of width 128, in float32."""
     model = Transformer(
         vocab_size=256,
-        context_length=arguments.tokens,
+        context_length=num_tokens,
         num_layers=4,
         num_heads=4,
         hidden_size=128,
     )
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
-    speed = measure_decoding(model, params, arguments.tokens, arguments.repetitions)
-    print(
-        f"{speed.cached:.0f} tokens/s with the cache, {speed.uncached:.0f} without: "
-        f"{speed.ratio:.1f}x" + ("" if speed.same_text else "; THE TEXTS DIFFER")
-    )
-
-
-if __name__ == "__main__":
-    main()
+    return measure_decoding(model, params, num_tokens, repetitions)

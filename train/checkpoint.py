@@ -5,18 +5,15 @@ position in the data, checksums of both and the figures of the last evaluation.
 """
 
 import dataclasses
-import gc
 import json
 import logging
 import math
 import shutil
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -29,6 +26,7 @@ from genjax.parallel.partition import path_name
 from genjax.run_config import CheckpointConfig
 from genjax.task import TrainState
 from train.integrity import checksums
+from train.quiet import quiet, without_orphans
 
 managers = ocp.checkpoint_managers
 
@@ -112,9 +110,10 @@ class Checkpoints:
                 keep.append(_Best(self, config.best_metric))
             policies = managers.AnyPreservationPolicy(keep)
         # Orbax logs with tracebacks what it also raises, and its threads print more of the same.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
-        self._excepthook = sys.excepthook
-        sys.excepthook = self._without_orphans
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        self._hooks = without_orphans()
+        self._hooks.__enter__()
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -148,7 +147,7 @@ class Checkpoints:
         """The figures saved with a checkpoint; empty if there are none or they are damaged."""
         if step not in self._figures:
             try:
-                with _quiet():
+                with quiet():
                     args = ocp.args.Composite(figures=ocp.args.JsonRestore())
                     found = self._manager.restore(step, args=args)["figures"]
             except Exception:
@@ -182,7 +181,7 @@ class Checkpoints:
         sums = {"arrays": checksums(arrays), "position": _json_checksum(position)}
         self._figures[step] = dict(figures or {})
         try:
-            with _quiet():
+            with quiet():
                 self._manager.wait_until_finished()
                 self._manager.save(
                     step,
@@ -205,12 +204,13 @@ class Checkpoints:
             SaveError: it could not be written.
         """
         try:
-            with _quiet():
+            with quiet():
                 self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
             raise self._save_error(self._saving, error) from error
 
     def _save_error(self, step: int | None, error: Exception) -> SaveError:
+        self._forget_errors()
         # What was written of it would take the room that the next one needs. Other arrays of it may
         # still be on their way, so look more than once.
         for _ in range(5):
@@ -221,6 +221,17 @@ class Checkpoints:
         kept = self.steps()
         rest = f"the newest on disk is step {kept[-1]}" if kept else "there is none on disk yet"
         return SaveError(f"could not save step {step}: {_reason(error)}; {rest}")
+
+    def _forget_errors(self) -> None:
+        """Let the manager raise what its threads still hold, or it would fail the next save."""
+        for _ in range(3):
+            try:
+                with quiet():
+                    self._manager.wait_until_finished()
+                    self._manager.check_for_errors()
+                return
+            except (OSError, ValueError, RuntimeError):
+                continue
 
     def restore(self, like: TrainState, shardings: Any, step: int | None = None) -> Restored | None:
         """Read the newest checkpoint that is intact, or that of `step`.
@@ -322,20 +333,9 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for a save under way and let go; `wait` tells whether it succeeded."""
-        try:
-            self._manager.close()
-        except (OSError, ValueError, RuntimeError):
-            # The manager passes on the failure of its last save before it ends its threads.
-            self._manager.close()
-        if sys.excepthook == self._without_orphans:
-            sys.excepthook = self._excepthook
-
-    def _without_orphans(
-        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> None:
-        """Report an uncaught error, unless it is a write that outlived its failed checkpoint."""
-        if str(error) != "Event loop is closed":
-            self._excepthook(kind, error, trace)
+        self._forget_errors()
+        self._manager.close()
+        self._hooks.__exit__(None, None, None)
 
 
 class _Best(managers.PreservationPolicy):
@@ -382,33 +382,13 @@ def _json_checksum(value: Any) -> int:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what Orbax's abandoned tasks print, hundreds of lines for a damaged file, off stderr."""
-    before = sys.unraisablehook, sys.excepthook
-    sys.unraisablehook = sys.excepthook = lambda *_: None
-    tasks = logging.getLogger("asyncio")
-    level = tasks.level
-    tasks.setLevel(logging.CRITICAL)
-    try:
-        yield
-    except Exception:
-        # The tasks of the other arrays fail or are thrown away just after the first.
-        time.sleep(0.1)
-        gc.collect()
-        raise
-    finally:
-        sys.unraisablehook, sys.excepthook = before
-        tasks.setLevel(level)
-
-
-@contextmanager
 def _damage(names: Iterable[str]) -> Iterator[None]:
     """Turn errors of reading into `CorruptCheckpointError`s that name the array, if they tell it.
 
     Errors of the machine that reads (no memory, no permission) pass: the checkpoint may be sound.
     """
     try:
-        with _quiet():
+        with quiet():
             yield
     except Exception as error:
         text = _all_text(error)

@@ -78,8 +78,10 @@ class RunDirectory:
             self._write("environment.json", json.dumps(environment(), indent=2) + "\n")
             # Last: with it the run exists, and has all that it needs to go on.
             self._write("config.toml", dump(config))
-        except OSError as error:
+        except BaseException as error:
             self.close()
+            if not isinstance(error, OSError):
+                raise
             raise UserError(
                 f"{self.folder}: cannot write the run directory ({error.strerror}); "
                 "make room, or choose another with --workdir"
@@ -98,7 +100,6 @@ class RunDirectory:
         except BlockingIOError as error:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "unknown"
-            self.close()
             raise UserError(
                 f"{self.folder}: another process (pid {holder}) trains in this run directory; "
                 "wait for it, or choose another with --workdir"

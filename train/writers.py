@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -99,6 +99,10 @@ class JsonLines:
         self._samples.close()
 
 
+_FLUSH_SECONDS = 5.0
+"""Seconds between flushes of an event file; each waits for the disk."""
+
+
 class TensorBoard:
     """An event file for TensorBoard.
 
@@ -108,19 +112,25 @@ class TensorBoard:
 
     def __init__(self, folder: Path, step: int) -> None:
         """Open an event file; events after `step` of an earlier one are purged by the viewer."""
-        from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2
+        from tensorboardX.record_writer import RecordWriter
 
         messages: Any = event_pb2
         folder.mkdir(exist_ok=True)
         self._event = messages.Event
-        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+        self._flushed = -math.inf
+        self._writer = RecordWriter(str(folder / name))
+        self._write(step + 1, file_version="brain.Event:2")
         start = messages.SessionLog(status=messages.SessionLog.START)
         self._write(step + 1, session_log=start)
 
     def _write(self, step: int, **content: Any) -> None:
-        self._writer.write_event(self._event(wall_time=time.time(), step=step, **content))
-        self._writer.flush()
+        event = self._event(wall_time=time.time(), step=step, **content)
+        self._writer.write(event.SerializeToString())
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._flushed = time.monotonic()
+            self._writer.flush()
 
     def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Write the numbers among the values as scalars named "kind/name"."""

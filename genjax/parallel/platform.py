@@ -8,6 +8,7 @@ import jax
 from pydantic import Field
 
 from genjax.config import Config
+from genjax.parallel.allocator import keep_freed_memory
 
 
 class PlatformConfig(Config):
@@ -27,3 +28,5 @@ def start(config: PlatformConfig) -> None:
         folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", config.compilation_cache))
         jax.config.update("jax_compilation_cache_dir", str(folder.expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
