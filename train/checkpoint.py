@@ -26,7 +26,7 @@ from genjax.parallel.partition import path_name
 from genjax.run_config import CheckpointConfig
 from genjax.task import TrainState
 from train.integrity import checksums
-from train.quiet import quiet, without_orphans
+from train.storage_errors import all_text, quiet, reason, without_orphans
 
 managers = ocp.checkpoint_managers
 
@@ -220,7 +220,7 @@ class Checkpoints:
         self._manager.reload()
         kept = self.steps()
         rest = f"the newest on disk is step {kept[-1]}" if kept else "there is none on disk yet"
-        return SaveError(f"could not save step {step}: {_reason(error)}; {rest}")
+        return SaveError(f"could not save step {step}: {reason(error)}; {rest}")
 
     def _forget_errors(self) -> None:
         """Let the manager raise what its threads still hold, or it would fail the next save."""
@@ -391,42 +391,13 @@ def _damage(names: Iterable[str]) -> Iterator[None]:
         with quiet():
             yield
     except Exception as error:
-        text = _all_text(error)
+        text = all_text(error)
         if isinstance(error, MemoryError | PermissionError) or "RESOURCE_EXHAUSTED" in text:
             raise
         if "PERMISSION_DENIED" in text:
-            raise UserError(f"the checkpoint cannot be read: {_reason(error)}") from error
+            raise UserError(f"the checkpoint cannot be read: {reason(error)}") from error
         for name in names:
             dotted = name.replace("/", ".")
             if f"'{dotted}/'" in text or f'"{dotted}/' in text:
                 raise CorruptCheckpointError(f"the array {name} cannot be read") from error
-        raise CorruptCheckpointError(f"it cannot be read ({_reason(error)})") from error
-
-
-def _all_text(error: BaseException | None) -> str:
-    """The messages of an error and its causes."""
-    texts = []
-    while error is not None:
-        texts.append(str(error))
-        error = error.__cause__ or error.__context__
-    return "\n".join(texts)
-
-
-_PLAIN_WORDS = (
-    "No space left on device",
-    "Disk quota exceeded",
-    "File too large",
-    "Read-only file system",
-    "Permission denied",
-    "Input/output error",
-)
-
-
-def _reason(error: BaseException) -> str:
-    """Why something failed, in a few words."""
-    text = _all_text(error)
-    for words in _PLAIN_WORDS:
-        if words in text:
-            return words.lower()
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:120]
+        raise CorruptCheckpointError(f"it cannot be read ({reason(error)})") from error

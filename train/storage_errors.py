@@ -1,4 +1,4 @@
-"""Keeps off stderr what Orbax prints of errors that it also raises: hundreds of lines each."""
+"""Errors of Orbax in a few words, and off stderr: it prints hundreds of lines of what it raises."""
 
 import gc
 import sys
@@ -49,3 +49,32 @@ def without_orphans() -> Iterator[None]:
     finally:
         if (sys.unraisablehook, sys.excepthook) == hooks:
             sys.unraisablehook, sys.excepthook = before
+
+
+def all_text(error: BaseException | None) -> str:
+    """The messages of an error and its causes."""
+    texts = []
+    while error is not None:
+        texts.append(str(error))
+        error = error.__cause__ or error.__context__
+    return "\n".join(texts)
+
+
+_PLAIN_WORDS = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+    "Read-only file system",
+    "Permission denied",
+    "Input/output error",
+)
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, in a few words."""
+    text = all_text(error)
+    for words in _PLAIN_WORDS:
+        if words in text:
+            return words.lower()
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:120]
