@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from genjax.parallel.partition import batch_sharding
 from genjax.task import Evaluation, Task, TrainState
 from train.stream import place
 
@@ -22,7 +21,7 @@ class Evaluator:
 
     def __init__(self, task: Task, mesh: Mesh) -> None:
         self._task = task
-        self._sharding = batch_sharding(mesh)
+        self._mesh = mesh
         self._step = jax.jit(task.eval_step)
 
     def __call__(
@@ -50,7 +49,7 @@ class Evaluator:
         for number in range(count):
             if stop():
                 raise Interrupted
-            batch = place(evaluation.batches[number], self._sharding)
+            batch = place(evaluation.batches[number], self._mesh)
             carry, sums = self._step(state, batch)
             state = dataclasses.replace(state, carry=carry)
             # One batch late, so that the device never waits for the host.

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from genjax.parallel.mesh import make_mesh
-from genjax.parallel.partition import batch_sharding, state_shardings
+from genjax.parallel.partition import state_shardings, unsharded_share
 from genjax.run_config import RunConfig
 from genjax.task import Evaluation, Shard, Task, TrainState
 from train.checkpoint import Checkpoints, SaveError
@@ -23,6 +23,9 @@ from train.run_directory import RunDirectory
 from train.signals import StopRequest
 from train.stream import BatchStream
 from train.writers import open_writers, recorded
+
+UNSHARDED_TOLERANCE = 0.02
+"""Share of the parameters' bytes that may stay whole under FSDP without a word."""
 
 
 class Outcome(enum.IntEnum):
@@ -83,7 +86,7 @@ def train(
         # ---- data -----------------------------------------------------------------------------
         batches = BatchStream(
             task.dataset("train", shard),
-            batch_sharding(mesh),
+            mesh,
             position,
             config.platform.reading_threads,
         )
@@ -99,6 +102,12 @@ def train(
         )
         evaluator = Evaluator(task, mesh)
         figures: dict[str, float] = {}
+        whole = unsharded_share(shapes.params, shardings.params)
+        if mesh.shape["fsdp"] > 1 and whole > UNSHARDED_TOLERANCE:
+            progress.tell(
+                f"{100 * whole:.1f}% of the parameters' bytes are whole on every device in spite "
+                "of mesh.fsdp: they are small, or no dimension divides"
+            )
 
         def note(message: str) -> None:
             writers.record("event", step, {"message": message})
@@ -129,7 +138,7 @@ def train(
         def evaluate(evaluation: Evaluation) -> dict[str, float]:
             values = evaluator(state, evaluation, lambda: bool(stop))
             writers.record(evaluation.name, step, values | {"protocol": evaluation.protocol})
-            text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+            text = "  ".join(f"{name} {_number(value)}" for name, value in values.items())
             progress.tell(f"step {step}  {evaluation.name}: {text}")
             return values
 
@@ -262,6 +271,11 @@ def train(
 def _due(step: int, every: int | None, last: int) -> bool:
     """Whether something that happens every so many steps, and at the end, happens now."""
     return every is not None and (step % every == 0 or step == last)
+
+
+def _number(value: float) -> str:
+    """Counts whole, all else with four decimals."""
+    return f"{value:.0f}" if value.is_integer() else f"{value:.4f}"
 
 
 def _stopped(stop: StopRequest, step: int, steps: int) -> str:

@@ -5,9 +5,10 @@ from typing import Any
 
 import grain
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from genjax.parallel.mesh import batch_size_fits
+from genjax.parallel.partition import batch_sharding
 from genjax.task import Batch
 
 PREFETCH = 2
@@ -25,7 +26,7 @@ class BatchStream:
     def __init__(
         self,
         dataset: grain.MapDataset,
-        sharding: NamedSharding,
+        mesh: Mesh,
         position: dict[str, Any] | None = None,
         threads: int = 1,
     ) -> None:
@@ -33,7 +34,7 @@ class BatchStream:
 
         Args:
             dataset: batches of numpy arrays, this process' rows.
-            sharding: how a global batch lies on the devices.
+            mesh: the devices over which each batch is split.
             position: where to go on, from an earlier `position`; the start by default.
             threads: threads that read batches ahead.
         """
@@ -41,13 +42,13 @@ class BatchStream:
         self._iterator = iter(dataset.to_iter_dataset(options))
         if position is not None:
             self._iterator.set_state(position)
-        self._sharding = sharding
+        self._mesh = mesh
         self._ahead: collections.deque[tuple[Batch, dict[str, Any]]] = collections.deque()
         self.position: dict[str, Any] = self._iterator.get_state()
 
     def _read(self) -> None:
         batch = next(self._iterator)
-        self._ahead.append((place(batch, self._sharding), self._iterator.get_state()))
+        self._ahead.append((place(batch, self._mesh), self._iterator.get_state()))
 
     def __next__(self) -> Batch:
         while len(self._ahead) < PREFETCH:
@@ -60,19 +61,15 @@ class BatchStream:
         self._iterator.close()
 
 
-def place(batch: Batch, sharding: NamedSharding) -> Batch:
+def place(batch: Batch, mesh: Mesh) -> Batch:
     """Put this process' rows of a batch on its devices as one global array each.
 
     Raises:
         UserError: the mesh does not divide the batch.
     """
-    try:
-        return {
-            name: jax.make_array_from_process_local_data(sharding, array)
-            for name, array in batch.items()
-        }
-    except ValueError:
-        assert isinstance(sharding.mesh, Mesh)
-        for array in batch.values():
-            batch_size_fits(len(array) * jax.process_count(), sharding.mesh)
-        raise
+    for array in batch.values():
+        batch_size_fits(len(array) * jax.process_count(), mesh)
+    return {
+        name: jax.make_array_from_process_local_data(batch_sharding(mesh, array.shape), array)
+        for name, array in batch.items()
+    }

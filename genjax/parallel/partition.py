@@ -91,8 +91,14 @@ def _parameter_shape(
     return None
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch: examples over the data and fsdp axes."""
+def batch_sharding(mesh: Mesh, shape: tuple[int, ...] = ()) -> NamedSharding:
+    """The sharding of an array of a batch.
+
+    Examples are split over the data and fsdp axes; the second dimension (time, or an image's
+    height) over the sequence axis where that divides it.
+    """
+    if mesh.shape["sequence"] > 1 and len(shape) > 1 and _divides(mesh, "sequence", shape[1]):
+        return NamedSharding(mesh, P(BATCH_AXES, "sequence"))
     return NamedSharding(mesh, P(BATCH_AXES))
 
 

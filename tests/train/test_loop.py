@@ -103,7 +103,8 @@ def test_finished_run_says_so(straight):
 
 
 @pytest.mark.parametrize(
-    "mesh", [MeshConfig(data=8), MeshConfig(data=2, fsdp=4), MeshConfig(data=4, tensor=2)]
+    "mesh",
+    [MeshConfig(data=8), MeshConfig(data=2, fsdp=4), MeshConfig(data=2, tensor=2, sequence=2)],
 )
 def test_sharded_run_equals_one_device_to_rounding(straight, tmp_path, mesh):
     folder, _ = straight

@@ -7,8 +7,6 @@ import grain
 import jax
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from genjax.errors import UserError
 from genjax.parallel.mesh import MeshConfig, make_mesh
@@ -17,12 +15,12 @@ from genjax.task import Shard
 from tests.toy import Batches, Toy, ToyConfig
 from train.stream import BatchStream
 
-SHARDING = batch_sharding(make_mesh(MeshConfig(data=8)))
+MESH = make_mesh(MeshConfig(data=8))
 
 
 def stream(position=None, threads=1, dataset=None):
     dataset = Toy(ToyConfig()).dataset("train", Shard()) if dataset is None else dataset
-    return BatchStream(dataset, SHARDING, position, threads)
+    return BatchStream(dataset, MESH, position, threads)
 
 
 @pytest.mark.fast
@@ -58,7 +56,7 @@ def test_batches_lie_on_all_devices():
     batches = stream()
     batch = next(batches)
     assert batch["x"].shape == (16, 64)
-    assert batch["x"].sharding == SHARDING
+    assert batch["x"].sharding == batch_sharding(MESH)
     assert {shard.data.shape for shard in batch["x"].addressable_shards} == {(2, 64)}
     batches.close()
 
@@ -66,7 +64,7 @@ def test_batches_lie_on_all_devices():
 @pytest.mark.fast
 def test_two_processes_read_the_two_halves_of_each_batch():
     task = Toy(ToyConfig())
-    alone = NamedSharding(make_mesh(MeshConfig(data=1)), P())
+    alone = make_mesh(MeshConfig(data=1))
     halves = [BatchStream(task.dataset("train", Shard(index, 2)), alone) for index in (0, 1)]
     for number in range(3):
         parts = [next(half) for half in halves]
