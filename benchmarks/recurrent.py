@@ -4,6 +4,7 @@ Gradients are taken with respect to the inputs, the initial states and all param
 """
 
 import os
+import time
 from typing import Any, NamedTuple
 
 from benchmarks.harness import Call, program_memory
@@ -43,10 +44,12 @@ def genjax_pass(cell: str, shape: Shape) -> tuple[Call, dict[str, Any]]:
     gradient = jax.jit(
         jax.grad(lambda *a: layer(*a)[0].sum(), argnums=tuple(range(len(arguments))))
     )
+    began = time.perf_counter()
     compiled = gradient.lower(*arguments).compile()
+    seconds = time.perf_counter() - began
     # Input and recurrent products, forward and twice that backward, two operations each.
     flops = 3 * 2 * length * batch * 2 * size * gates * size
-    facts = {"flops": flops, "memory": program_memory(compiled)}
+    facts = {"flops": flops, "memory": program_memory(compiled), "compile_seconds": seconds}
     return lambda: jax.block_until_ready(compiled(*arguments)), facts
 
 

@@ -3,8 +3,8 @@
     python -m benchmarks.text [--only NAME ..] [--cores 1] [--no-compiled-peer] [--record FILE]
 
 Prints, for training steps of transformers, recurrent layers, the training loop and decoding: the
-time of a step, tokens a second, the time of the first call (compilation), the memory of the
-compiled program, and the share of the machine's own matrix-product ceiling (MFU) from analytic
+time of a step, tokens a second, the time to compile (for PyTorch, of the first call), the memory
+of the compiled program, and the share of the machine's own matrix-product ceiling (MFU) from analytic
 FLOPs. Ratios are to PyTorch, eager, on the same shapes: below 1 is faster.
 """
 
@@ -58,7 +58,8 @@ def _row(name: str, peer: str, timing: Timing, tokens: int, ideal: float) -> Row
         "milliseconds_10_90": [1e3 * timing.low, 1e3 * timing.high],
         "ratio": timing.ratio,
         "tokens_per_second": tokens / timing.median,
-        "first_call_seconds": timing.first,
+        # A compiler that works at the first call is part of it.
+        "compile_seconds": timing.facts.get("compile_seconds", timing.first),
         "memory_bytes": timing.facts.get("memory"),
         "mfu": ideal / timing.median,
     }
@@ -131,7 +132,7 @@ def print_table(rows: list[Row]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("what", no_wrap=True)
     table.add_column("by", no_wrap=True)
-    for heading in ("ms", "ratio", "tokens/s", "first call", "memory", "MFU"):
+    for heading in ("ms", "ratio", "tokens/s", "compile", "memory", "MFU"):
         table.add_column(heading, justify="right", no_wrap=True)
 
     def cell(value: float | None, form: Callable[[float], str]) -> str:
@@ -144,7 +145,7 @@ def print_table(rows: list[Row]) -> None:
             f"{row['milliseconds']:.2f}",
             f"{row['ratio']:.2f}",
             cell(row.get("tokens_per_second"), lambda value: f"{value:,.0f}"),
-            cell(row.get("first_call_seconds"), lambda value: f"{value:.1f} s"),
+            cell(row.get("compile_seconds"), lambda value: f"{value:.1f} s"),
             cell(row.get("memory_bytes"), lambda value: f"{value / 2**20:.1f} MiB"),
             cell(row.get("mfu"), lambda value: f"{100 * value:.0f}%"),
         )

@@ -1,5 +1,6 @@
 """A training step of a GPT, in genjax and in PyTorch."""
 
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,7 +57,9 @@ def genjax_step(shape: Shape) -> tuple[Call, dict[str, Any]]:
     state = jax.jit(task.init)(jax.random.key(0))
     inputs, targets = _batch(shape)
     batch = {"inputs": inputs, "targets": targets}
+    began = time.perf_counter()
     compiled = jax.jit(task.train_step, donate_argnums=0).lower(state, batch).compile()
+    seconds = time.perf_counter() - began
 
     def call() -> float:
         nonlocal state
@@ -65,7 +68,8 @@ def genjax_step(shape: Shape) -> tuple[Call, dict[str, Any]]:
 
     tokens = shape.batch_size * shape.context_length
     flops = 3 * task.model.flops_per_token(shape.context_length) * tokens
-    return call, {"flops": flops, "memory": program_memory(compiled)}
+    facts = {"flops": flops, "memory": program_memory(compiled), "compile_seconds": seconds}
+    return call, facts
 
 
 def torch_step(shape: Shape, compile: bool = False) -> tuple[Call, dict[str, Any]]:

@@ -7,10 +7,10 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from genjax.parallel.mesh import make_mesh
+from genjax.parallel.mesh import batch_size_fits, make_mesh
 from genjax.parallel.partition import state_shardings, unsharded_share
 from genjax.run_config import RunConfig
-from genjax.task import Task
+from genjax.task import Shard, Task
 
 
 def _bytes(tree: Any) -> int:
@@ -33,7 +33,11 @@ def _scaled(number: float, unit: str, base: int = 1000) -> str:
 
 
 def dry_run(task: Task, config: RunConfig, console: Console) -> None:
-    """Print parameters, bytes, FLOPs a step, batch and mesh; nothing is allocated or trained."""
+    """Print parameters, bytes, FLOPs a step, batch and mesh; nothing is allocated or trained.
+
+    Raises:
+        UserError: the data is missing, or the batch does not split over the mesh.
+    """
     mesh = make_mesh(config.mesh)
     shapes = jax.eval_shape(lambda: task.init(jax.random.key(config.seed)))
     shardings = state_shardings(shapes, task.partition_rules, mesh)
@@ -57,6 +61,11 @@ def dry_run(task: Task, config: RunConfig, console: Console) -> None:
         table.add_row("parameters not sharded", f"{100 * share:.1f}%", "")
     flops = task.flops_per_step()
     table.add_row("work of a step", _scaled(flops, "FLOP") if flops else "not known", "")
+    batch = task.dataset("train", Shard())[0]
+    assert batch is not None
+    for name, array in batch.items():
+        batch_size_fits(len(array), mesh)
+        table.add_row(f"batch: {name}", f"{array.dtype} {list(array.shape)}", "")
     for unit, count in task.units_per_step().items():
         table.add_row(f"{unit} a step", f"{count:,}", "")
     table.add_row("steps", f"{config.steps:,}", "")

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from genjax.config import check
+from genjax.errors import UserError
 from genjax.families import FAMILIES
 from train.dry_run import dry_run
 
@@ -126,3 +127,10 @@ def test_a_model_far_beyond_the_memory_here_allocates_nothing():
     count = gpt2_parameters(VOCABULARY, LENGTH, 96, 12288)
     assert row(file.getvalue(), "parameters of language_model")[0] == f"{count:,}"
     assert count > 170e9
+
+
+def test_the_batch_is_shown_and_must_split_over_the_mesh():
+    assert row(printed(make_config(mesh={"data": 8})), "batch: inputs") == ["int32 [8, 32]"]
+    with pytest.raises(UserError, match="batch of 6 examples does not split over 8 devices"):
+        batching = {"kind": "windows", "batch_size": 6, "sequence_length": LENGTH}
+        printed(make_config(data={"batching": batching}, mesh={"data": 8}))
