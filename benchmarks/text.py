@@ -4,8 +4,8 @@
 
 Prints, for training steps of transformers, recurrent layers, the training loop and decoding: the
 time of a step, tokens a second, the time to compile (for PyTorch, of the first call), the memory
-of the compiled program, and the share of the machine's own matrix-product ceiling (MFU) from analytic
-FLOPs. Ratios are to PyTorch, eager, on the same shapes: below 1 is faster.
+of the compiled program, and MFU: the share of the machine's own matrix-product ceiling that the
+analytic FLOPs reach. Ratios are to PyTorch, eager, on the same shapes: below 1 is faster.
 """
 
 import argparse

@@ -164,11 +164,11 @@ def environment() -> dict[str, Any]:
 
 
 def _module_arguments() -> list[str]:
-    """`sys.argv` with `-m package` in place of the path of a package's `__main__.py`."""
-    program = Path(sys.argv[0])
-    if program.name == "__main__.py":
-        return ["-m", program.parent.name, *sys.argv[1:]]
-    return sys.argv
+    """`sys.argv`, with `-m module` in place of the path of a program started that way."""
+    spec = sys.modules["__main__"].__spec__
+    if spec is None:
+        return sys.argv
+    return ["-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]
 
 
 def _git_commit() -> str | None:
