@@ -252,7 +252,9 @@ def groups(runs: list[Run], labels: list[str]) -> list[Group]:
     for kind in [*titles, *(kind for kind in found if kind not in titles)]:
         names = list(dict.fromkeys(name for series in found.get(kind, []) for name in series))
         names.sort(key=lambda name: not name.endswith("loss"))
-        charts = [chart(kind, name) for name in names if (kind, name) not in shown]
+        charts = [
+            chart(kind, name) for name in names if (kind, name) not in shown and metric(name).drawn
+        ]
         if charts:
             result.append(Group(titles.get(kind, kind.replace("_", " ").capitalize()), charts))
     return result

@@ -71,6 +71,8 @@ def tiles(run: Run) -> str:
     head = got.best or got.last
     cells = []
     for name in _names([head]) if head else []:
+        if not metric(name).drawn:
+            continue
         value, last = scalars(head or {})[name], scalars(got.last or {}).get(name, math.nan)
         note = f"best, at step {head['step']:,}" if head and got.best else "last"
         if got.best and got.last is not got.best:

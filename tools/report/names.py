@@ -17,6 +17,8 @@ class Metric:
     better: Direction | None = None
     smooth: bool = True
     """Whether its curve is smoothed and, where values span decades, drawn on a log axis."""
+    drawn: bool = True
+    """Whether it has a curve at all: a count or a single moment has none."""
 
 
 METRICS = {
@@ -29,6 +31,9 @@ METRICS = {
     "grad_norm": Metric("Gradient norm", "before clipping"),
     "learning_rate": Metric("Learning rate", smooth=False),
     "tokens_per_second": Metric("Tokens per second", "", "higher"),
+    "flops_per_second": Metric("FLOP/s", "analytic FLOPs of the model", "higher"),
+    "tokens": Metric("Tokens", "scored", drawn=False),
+    "compile_seconds": Metric("Compile time", "seconds", drawn=False),
     "step_time": Metric("Step time", "seconds", "lower"),
     "mfu": Metric("Model FLOPs utilisation", "share of peak", "higher"),
 }
