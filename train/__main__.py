@@ -153,6 +153,7 @@ def _train(config: RunConfig, folder: Path) -> int:
     from train.progress import Progress
     from train.run_directory import RunDirectory
     from train.signals import stop_on_signals
+    from train.writers import recorded
 
     run = RunDirectory(folder)
     saved = load(run.config_file, schema=FAMILIES) if run.exists() else None
@@ -166,6 +167,10 @@ def _train(config: RunConfig, folder: Path) -> int:
             if task is None:
                 task = config.make_task(run.assets)
             result = train(task, config, run, stop, progress)
+        except UserError:
+            if saved is None and recorded(run, "train", "loss") is None:
+                run.discard()
+            raise
         finally:
             run.close()
         progress.tell(f"{result.message} ({folder})")

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -86,6 +87,18 @@ class RunDirectory:
                 f"{self.folder}: cannot write the run directory ({error.strerror}); "
                 "make room, or choose another with --workdir"
             ) from error
+
+    def discard(self) -> None:
+        """Take back a new run that a mistake kept from its first step.
+
+        Its config would otherwise stand in the way of the corrected command.
+        """
+        for folder in (self.checkpoints, self.assets, self.tensorboard):
+            shutil.rmtree(folder, ignore_errors=True)
+        for name in ("config.toml", "environment.json", "metrics.jsonl", "samples.jsonl", "lock"):
+            (self.folder / name).unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
     def _write(self, name: str, text: str) -> None:
         """Write a file so that a crash leaves either the old or the new one."""

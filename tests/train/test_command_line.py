@@ -207,6 +207,19 @@ def test_a_batch_that_does_not_split(toy, capsys):
     assert code == 2 and "16 examples does not split over 3 devices" in said
 
 
+def test_a_mistake_before_the_first_step_leaves_no_run(toy, capsys, tmp_path):
+    """The corrected command works in the same folder, with another config if need be."""
+    assert say(capsys, toy, "mesh.data=3", "--workdir", tmp_path / "new")[0] == 2
+    assert not (tmp_path / "new").exists()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    assert say(capsys, toy, "mesh.data=3", "--workdir", mine / "run")[0] == 2
+    assert names(mine) == []
+    assert say(capsys, toy, "steps=4", "--workdir", tmp_path / "new")[0] == 0
+    assert say(capsys, toy, "steps=9", "mesh.data=3", "--workdir", tmp_path / "new")[0] == 2
+    assert (tmp_path / "new" / "checkpoints" / "4").exists(), "a run that has begun stays"
+
+
 def test_divergence_ends_with_3(toy, capsys):
     code, said, _ = say(capsys, toy, "learning_rate=1e4", "divergence_factor=1.5")
     assert code == 3 and "learning_rate" in said
