@@ -3,6 +3,8 @@
 key=value replaces a value of the run's config below `evaluation` or `data.source`, such as
 evaluation.protocol=sliding or data.source.path=other.txt; a|b measures each in turn. The figures
 are printed with their protocol, beside those of trivial models, and added to evaluations.jsonl.
+Of another data.source the part kept for validation is measured (all of a validation_path), and the
+trivial models are counted on the rest.
 """
 
 import argparse
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 )
         for _, overrides in expand(options.overrides):
             config = run_config(options.run, overrides)
-            evaluate(load_trained(options.run, config, options.step), options.overrides)
+            evaluate(load_trained(options.run, config, options.step), overrides)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -53,8 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def evaluate(trained: Trained, overrides: Sequence[str]) -> dict[str, Any]:
+def evaluate(trained: Trained, overrides: dict[str, Any]) -> dict[str, Any]:
     """Measure one protocol, print it, and add it to the run's evaluations.
+
+    Args:
+        trained: the model, with the config to measure it by.
+        overrides: what differs from the run's own config, for the record.
 
     Raises:
         UserError: the family has no evaluation, or its data does not fit.
@@ -74,7 +80,7 @@ def evaluate(trained: Trained, overrides: Sequence[str]) -> dict[str, Any]:
         "protocol": evaluation.protocol,
         **figures,
         "baselines": baselines,
-        "overrides": list(overrides),
+        "overrides": overrides,
     }
     with (trained.run.folder / "evaluations.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")

@@ -5,6 +5,7 @@ The options after RUN belong to the run's family of models; `RUN --help` lists t
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,11 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples (default 0)")
     parser.add_argument("--output", type=Path, help="also write the samples here as JSON lines")
     try:
-        folder = next((Path(word) for word in arguments if not word.startswith("-")), None)
-        if folder is None:
+        arguments = _run_first(arguments)
+        if not arguments or arguments[0].startswith("-"):
             parser.parse_args(arguments)
             return 2
-        config = run_config(folder)
+        config = run_config(Path(arguments[0]))
         schema = config.generation_schema()
         add_arguments(parser, schema)
         options = parser.parse_args(arguments)
@@ -48,6 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(file=sys.stderr)
         return 130
     return 0
+
+
+def _run_first(arguments: list[str]) -> list[str]:
+    """The words with the run directory first, wherever it stands among them.
+
+    Which words are values of options is known only once the family of the run is.
+    """
+    places = [i for i, word in enumerate(arguments) if not word.startswith("-")]
+    runs = [i for i in places if os.path.isfile(os.path.join(arguments[i], "config.toml"))]
+    place = next(iter(runs or places), 0)
+    return [*arguments[place : place + 1], *arguments[:place], *arguments[place + 1 :]]
 
 
 def show(pieces: Iterable[Sample]) -> dict[int, str]:

@@ -14,93 +14,13 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from genjax.errors import UserError
+from genjax.nn.attention_xla import xla_attention
 from genjax.parallel.mesh import BATCH_AXES
 
 Implementation = Literal["auto", "xla", "cudnn", "splash"]
 
-# Finite, so that the scores of a query without any key do not subtract to NaN.
-_MASKED = -1e30
-
 # Splash attention's kernels work on blocks of at least this many positions.
 _SPLASH_LANES = 128
-
-
-def _mask(
-    num_queries: int,
-    num_keys: int,
-    causal: bool,
-    segment_ids: tuple[Int[Array, "B T"], Int[Array, "B S"]] | None,
-    offset: int | Int[Array, ""],
-) -> Array | None:
-    """Which keys each query may see, broadcastable to [B, K, H/K, T, S]; None means all."""
-    mask = None
-    if causal:
-        query_positions = jnp.arange(num_queries)[:, None] + offset
-        mask = query_positions >= jnp.arange(num_keys)
-    if segment_ids is not None:
-        query_ids, key_ids = segment_ids
-        same = (query_ids[:, :, None] == key_ids[:, None, :])[:, None, None]
-        mask = same if mask is None else mask & same
-    return mask
-
-
-@jax.custom_vjp
-def _grouped_attention(
-    query: Float[Array, "B T K G D"],
-    key: Float[Array, "B S K D"],
-    value: Float[Array, "B S K D"],
-    mask: Array | None,
-) -> Float[Array, "B T K G D"]:
-    """Attention of scaled queries in G = H / K groups.
-
-    The softmax is normalised after its product with the values, and its gradient goes through
-    the outputs (Dao et al. 2022, "FlashAttention"): both touch D numbers a query instead of S.
-    """
-    return _grouped_forward(query, key, value, mask)[0]
-
-
-def _grouped_forward(
-    query: Array, key: Array, value: Array, mask: Array | None
-) -> tuple[Array, tuple[Array | None, ...]]:
-    scores = jnp.einsum("btkgd,bskd->bkgts", query, key, preferred_element_type=jnp.float32)
-    if mask is not None:
-        scores = jnp.where(mask, scores, _MASKED)
-    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-    if mask is not None:
-        weights = jnp.where(mask, weights, 0.0)
-    # At least the smallest normal number, so that a query without keys gives zeros.
-    total = jnp.maximum(weights.sum(-1), jnp.finfo(jnp.float32).tiny)
-    inverse_total = jnp.moveaxis(1.0 / total, 3, 1)[..., None]
-    weights = weights.astype(value.dtype)
-    outputs = jnp.einsum("bkgts,bskd->btkgd", weights, value, preferred_element_type=jnp.float32)
-    outputs = (outputs * inverse_total).astype(value.dtype)
-    return outputs, (query, key, value, weights, inverse_total, outputs)
-
-
-def _grouped_backward(
-    residuals: tuple[Array, ...], cotangent: Array
-) -> tuple[Array, Array, Array, None]:
-    query, key, value, weights, inverse_total, outputs = residuals
-    cotangent = cotangent * inverse_total
-    mean = jnp.moveaxis((cotangent * outputs).sum(-1), 1, 3)[..., None]
-    cotangent = cotangent.astype(value.dtype)
-    value_gradient = jnp.einsum("bkgts,btkgd->bskd", weights, cotangent)
-    gradient = jnp.einsum("btkgd,bskd->bkgts", cotangent, value, preferred_element_type=jnp.float32)
-    gradient = (weights * (gradient - mean)).astype(value.dtype)
-    query_gradient = jnp.einsum("bkgts,bskd->btkgd", gradient, key)
-    key_gradient = jnp.einsum("bkgts,btkgd->bskd", gradient, query)
-    return query_gradient, key_gradient, value_gradient, None
-
-
-_grouped_attention.defvjp(_grouped_forward, _grouped_backward)
-
-
-def _xla_attention(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
-    batch, num_queries, num_heads, head_dim = query.shape
-    groups = (key.shape[2], num_heads // key.shape[2])
-    query = (query / math.sqrt(head_dim)).astype(key.dtype)
-    query = query.reshape(batch, num_queries, *groups, head_dim)
-    return _grouped_attention(query, key, value, mask).reshape(*query.shape[:2], num_heads, -1)
 
 
 def _splash_attention(
@@ -206,8 +126,9 @@ def attention(
             with its own id. A query without any such key gets zeros.
         offset: position of the first query among the keys, for causal attention into a cache;
             None means 0. Keys after the last query, such as a cache's unwritten end, are unseen.
-        implementation: "xla" holds all B H T S scores; "cudnn" (GPU, 16-bit dtypes) and
-            "splash" (TPU) do not. "auto" takes the fastest that fits.
+        implementation: "xla" holds all B H T S scores, or little more than half of them for long
+            causal sequences without `offset`; "cudnn" (GPU, 16-bit dtypes) and "splash" (TPU)
+            hold none. "auto" takes the fastest that fits.
         interpret: run "splash" in Pallas's interpreter, on any device, slowly.
 
     Returns:
@@ -235,10 +156,9 @@ def attention(
             else "xla"
         )
     if implementation == "xla":
-        mask = _mask(
-            query.shape[1], key.shape[1], causal, segment_ids, 0 if offset is None else offset
+        return xla_attention(
+            query, key, value, causal=causal, segment_ids=segment_ids, offset=offset
         )
-        return _xla_attention(query, key, value, mask)
     if offset is not None:
         raise UserError(f'attention = "{implementation}" has no cache; use "xla" or "auto"')
     if implementation == "cudnn":

@@ -6,6 +6,7 @@ import sys
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 
 _LARGEST = 2**31 - 1
 
@@ -26,4 +27,13 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST) and mallopt(_M_TRIM_THRESHOLD, _LARGEST))
+    # One arena for all threads: the others are made of heaps of at most 64 MiB, and would still map
+    # what is larger anew for every call.
+    return all(
+        mallopt(option, value)
+        for option, value in (
+            (_M_MMAP_THRESHOLD, _LARGEST),
+            (_M_TRIM_THRESHOLD, _LARGEST),
+            (_M_ARENA_MAX, 1),
+        )
+    )

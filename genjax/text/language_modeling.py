@@ -23,6 +23,7 @@ from genjax.data.text_evaluation import (
     evaluation_sliding,
     evaluation_streams,
 )
+from genjax.errors import UserError
 from genjax.parallel.mesh import BATCH_AXES
 from genjax.task import Batch, Evaluation, PartitionRules, Shard, Task, TextSample, TrainState
 from genjax.text import ngram
@@ -73,7 +74,9 @@ class LanguageModeling(Task):
         """Fresh parameters; the recurrent state of streams starts at zero."""
         init_key, run_key = jax.random.split(key)
         tokens = jnp.zeros((1, min(self.sequence_length, 8)), jnp.int32)
-        params = self.model.init(init_key, tokens)["params"]
+        # The parameters are the same, and every backend can make them, for any length.
+        model = self.model.clone(**self.config.model.portable)
+        params = model.init(init_key, tokens)["params"]
         average = {NETWORK: params} if self.config.optimizer.ema_decay else {}
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -158,7 +161,17 @@ class LanguageModeling(Task):
         return {NETWORK: self.model.initial_carry(batch_size, 0)}
 
     def dataset(self, split: str, shard: Shard) -> grain.MapDataset:
-        """Endless batches of a split, as `data.batching` says."""
+        """Endless batches of a split, as `data.batching` says.
+
+        Raises:
+            UserError: the text is too short, or has not the characters of `samples.prompts`, which
+                training would find out at its first sample.
+        """
+        for prompt in self.config.samples.prompts:
+            try:
+                self.data.tokenizer.encode(prompt)
+            except UserError as error:
+                raise UserError(f"samples.prompts: {error}") from error
         return training_dataset(
             self.data.corpus(split),
             self.config.data.batching,
@@ -190,7 +203,11 @@ class LanguageModeling(Task):
             case "streams":
                 batches = evaluation_streams(corpus.tokens, batch_size, length, **rows)
                 carry = self._fresh_carry(batch_size)
-        return Evaluation(config.split, batches.protocol, batches, carry)
+        average = self.config.optimizer.ema_decay
+        protocol = batches.protocol + (f", parameters averaged by {average:g}" if average else "")
+        # Its own name in the log, where "train" is what the training steps report.
+        name = "training_text" if config.split == "train" else config.split
+        return Evaluation(name, protocol, batches, carry)
 
     def eval_step(self, state: TrainState, batch: Batch) -> tuple[dict[str, Any], dict[str, Array]]:
         """Sums of nats, tokens, bytes and characters over the targets that count."""
@@ -210,16 +227,22 @@ class LanguageModeling(Task):
         return _figures(*(float(sums[name]) for name in ("nats", "tokens", "bytes", "characters")))
 
     def baselines(self) -> list[dict[str, Any]]:
-        """Uniform, unigram, bigram and trigram models, counted on the training tokens."""
+        """Uniform, unigram, bigram and trigram models, counted on the training tokens.
+
+        They score the tokens that the evaluation scores.
+        """
         train = self.data.corpus("train").tokens
-        held_out = self.data.corpus(self.config.evaluation.split).tokens
+        held_out = self.data.corpus(self.config.evaluation.split)
         tokenizer = self.data.tokenizer
-        targets = np.asarray(held_out[1:], np.int64)
+        scored = np.ones(len(held_out.tokens) - 1, np.bool_)
+        if self.config.evaluation_protocol() == "documents":
+            scored[held_out.offsets[1:-1] - 1] = False
+        targets = np.asarray(held_out.tokens[1:], np.int64)[scored]
         size = int(tokenizer.token_bytes[targets].sum())
         characters = int(tokenizer.token_characters[targets].sum())
         return [
             {"name": name, **_figures(nats * len(targets), len(targets), size, characters)}
-            for name, nats in ngram.baselines(train, held_out, tokenizer.vocab_size)
+            for name, nats in ngram.baselines(train, held_out.tokens, tokenizer.vocab_size, scored)
         ]
 
     # ---- generation ---------------------------------------------------------------------------

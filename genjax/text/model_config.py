@@ -1,6 +1,6 @@
 """Config of language models, and the Flax modules made from it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 from pydantic import Field
@@ -74,6 +74,11 @@ class TransformerConfig(Config):
         )
 
     @property
+    def portable(self) -> dict[str, Any]:
+        """Fields of the module with which it computes the same on any backend."""
+        return {"attention": "xla"}
+
+    @property
     def partition_rules(self) -> tuple:
         """How the parameters shard."""
         return transformer.PARTITION_RULES
@@ -127,6 +132,11 @@ class RecurrentConfig(Config):
                 exclude={"kind", "embedding_size", "implementation", "dtype", "loss_chunk"}
             ),
         )
+
+    @property
+    def portable(self) -> dict[str, Any]:
+        """Fields of the module with which it computes the same on any backend."""
+        return {"implementation": "scan"}
 
     @property
     def partition_rules(self) -> tuple:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int32, Integer
+from jaxtyping import Bool, Float64, Int32, Integer
 
 _NAMES = ("uniform", "unigram", "bigram", "trigram")
 
@@ -148,8 +148,15 @@ def baselines(
     train_tokens: Integer[np.ndarray, " N"],
     validation_tokens: Integer[np.ndarray, " M"],
     vocab_size: int,
+    scored: Bool[np.ndarray, " M1"] | None = None,
 ) -> list[tuple[str, float]]:
     """What counting reaches on the tokens that a model is evaluated on.
+
+    Args:
+        train_tokens: [N] the text to count.
+        validation_tokens: [M] the text to score.
+        vocab_size: V.
+        scored: [M - 1] which tokens after the first count; all by default.
 
     Returns:
         (name, nats per token) of uniform, unigram, bigram and trigram; the first validation token
@@ -158,7 +165,8 @@ def baselines(
     results = [(_NAMES[0], float(np.log(vocab_size)))]
     for order, name in enumerate(_NAMES[1:], start=1):
         model = NGramModel.fit(train_tokens, order, vocab_size)
-        results.append((name, float(-model.log_probabilities(validation_tokens).mean())))
+        nats = -model.log_probabilities(validation_tokens)
+        results.append((name, float(nats.mean() if scored is None else nats[scored].mean())))
     return results
 
 

@@ -23,6 +23,9 @@ class TextData:
     ) -> None:
         """Take the tokenizer from `assets`, or make it from the text.
 
+        The text of a run that exists must be the one that it began with, unless `config` names
+        another source than the run's.
+
         Args:
             config: source and tokenizer.
             with_end_of_text: whether a token marks the end of each document.
@@ -37,7 +40,7 @@ class TextData:
             )
         else:
             self.tokenizer = load_tokenizer(assets / _TOKENIZER)
-            self._fingerprint = json.loads((assets / _FINGERPRINT).read_text())["sha256"]
+            self._fingerprint = _saved_fingerprint(assets / _FINGERPRINT, config)
 
     @functools.cached_property
     def source(self) -> TextSource:
@@ -63,5 +66,27 @@ class TextData:
     def save(self, folder: Path) -> None:
         """Write the tokenizer and the text's fingerprint."""
         self.tokenizer.save(folder / _TOKENIZER)
-        content = {"source": self.source.name, "sha256": self.source.fingerprint}
+        content = {
+            "source": self.source.name,
+            "sha256": self.source.fingerprint,
+            "config": self._config.source.model_dump(mode="json"),
+        }
         (folder / _FINGERPRINT).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _saved_fingerprint(path: Path, config: TextDataConfig) -> str | None:
+    """The fingerprint of the run's text; None if the config asks for another text on purpose.
+
+    Raises:
+        UserError: the file is missing or not what `TextData.save` wrote.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        fingerprint = str(content["sha256"])
+        asked = config.source.model_dump(mode="json")
+        return fingerprint if content.get("config", asked) == asked else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}: {error}).\n"
+            "It is written at the start of a run; restore it from a copy, or start the run again."
+        ) from error

@@ -5,6 +5,7 @@ import pytest
 
 from genjax.errors import UserError
 from genjax.nn.attention import attention, choose_implementation
+from genjax.nn.attention_xla import query_blocks
 
 
 def problem(batch=2, num_queries=6, num_keys=6, num_heads=4, num_kv_heads=4, head_dim=8):
@@ -26,12 +27,36 @@ def reference(query, key, value, allowed):
     for b in range(batch):
         for t in range(num_queries):
             for h in range(num_heads):
+                if not allowed[b, t].any():
+                    continue
                 keys = key[b, allowed[b, t], h // group_size]
                 scores = keys @ query[b, t, h] / np.sqrt(head_dim)
                 weights = np.exp(scores - scores.max())
                 weights /= weights.sum()
                 outputs[b, t, h] = weights @ value[b, allowed[b, t], h // group_size]
     return outputs
+
+
+def reference_gradients(query, key, value, allowed, cotangent):
+    """Gradients of `(reference(..) * cotangent).sum()` in float64, one query at a time."""
+    batch, num_queries, num_heads, head_dim = query.shape
+    group_size = num_heads // key.shape[2]
+    gradients = [np.zeros_like(x) for x in (query, key, value)]
+    for b in range(batch):
+        for t in range(num_queries):
+            seen = np.flatnonzero(allowed[b, t])
+            for h in range(num_heads if len(seen) else 0):
+                k = h // group_size
+                scores = key[b, seen, k] @ query[b, t, h] / np.sqrt(head_dim)
+                weights = np.exp(scores - scores.max())
+                weights /= weights.sum()
+                weights_gradient = value[b, seen, k] @ cotangent[b, t, h]
+                scores_gradient = weights * (weights_gradient - weights @ weights_gradient)
+                scores_gradient /= np.sqrt(head_dim)
+                gradients[0][b, t, h] = scores_gradient @ key[b, seen, k]
+                gradients[1][b, seen, k] += np.outer(scores_gradient, query[b, t, h])
+                gradients[2][b, seen, k] += np.outer(weights, cotangent[b, t, h])
+    return gradients
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
@@ -89,6 +114,58 @@ def test_gradients_match_finite_differences(num_kv_heads):
             both.append((reference(*moved, allowed) * weights).sum())
         slope = (both[0] - both[1]) / (2 * step)
         np.testing.assert_allclose((np.asarray(gradient) * direction).sum(), slope, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("num_queries", "num_keys", "num_kv_heads", "packed"),
+    [
+        (130, 130, 2, False),
+        (130, 130, 1, True),
+        (192, 192, 1, True),
+        (150, 70, 1, False),
+        (100, 170, 1, True),
+    ],
+)
+def test_blocks_of_queries_match_float64(num_queries, num_keys, num_kv_heads, packed):
+    arrays = problem(1, num_queries, num_keys, num_heads=2, num_kv_heads=num_kv_heads)
+    ids = np.arange(max(num_queries, num_keys))[None] // 50
+    query_ids, key_ids = ids[:, :num_queries], ids[:, :num_keys]
+    allowed = np.tril(np.ones((1, num_queries, num_keys), bool))
+    if packed:
+        allowed &= query_ids[:, :, None] == key_ids[:, None, :]
+    segment_ids = (jnp.asarray(query_ids, jnp.int32), jnp.asarray(key_ids, jnp.int32))
+    weights = np.random.default_rng(1).normal(size=arrays[0].shape)
+
+    def run(*arrays):
+        return attention(*arrays, causal=True, segment_ids=segment_ids if packed else None)
+
+    outputs, pullback = jax.vjp(run, *to_jax(*arrays))
+    np.testing.assert_allclose(outputs, reference(*arrays, allowed), atol=1e-5)
+    expected = reference_gradients(*arrays, allowed, weights)
+    for gradient, correct in zip(pullback(to_jax(weights)[0]), expected, strict=True):
+        np.testing.assert_allclose(gradient, correct, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_queries", [1, 64, 65, 130, 512, 513, 2000])
+@pytest.mark.parametrize("num_keys", [1, 100, 2000])
+def test_blocks_hold_each_query_once_with_all_its_keys(num_queries, num_keys):
+    blocks = query_blocks(num_queries, num_keys, triangular=True)
+    assert [q for block in blocks for q in range(block.start, block.end)] == [*range(num_queries)]
+    assert all(block.num_keys == min(block.end, num_keys) for block in blocks)
+    assert len(blocks) <= 8
+    assert len(query_blocks(num_queries, num_keys, triangular=False)) == 1
+
+
+def test_causal_attention_does_less_than_all_the_work():
+    arrays = to_jax(*problem(num_queries=512, num_keys=512, head_dim=32))
+
+    def flops(causal):
+        attend = jax.jit(lambda *x: attention(*x, causal=causal, implementation="xla"))
+        analysis = attend.lower(*arrays).compile().cost_analysis()
+        assert analysis is not None
+        return analysis["flops"]
+
+    assert flops(True) < 0.7 * flops(False)
 
 
 def test_softmax_is_float32_for_half_precision():

@@ -320,3 +320,81 @@ def test_changed_text_is_refused_when_a_run_goes_on(tmp_path):
     changed = task.config.make_task(tmp_path)
     with pytest.raises(UserError, match="changed since the run began"):
         changed.dataset("train", Shard())
+
+
+def test_another_text_on_purpose_is_read(tmp_path):
+    path, other = tmp_path / "text.txt", tmp_path / "other.txt"
+    path.write_text(TEXT)
+    other.write_text("the mat sat on the dog. " * 40)
+    task = make(path)
+    task.save_assets(tmp_path)
+    tree = task.config.model_dump(mode="json")
+    tree["data"]["source"]["path"] = str(other)
+    tree = {key: tree[key] for key in ("kind", "data", "model")}
+    tree["model"] = {"kind": "transformer", "num_layers": 1, "num_heads": 2, "hidden_size": 32}
+    moved = check(tree, LanguageModelingConfig).make_task(tmp_path)
+    assert moved.evaluation(Shard()).batches.targets == 24 * 4 - 1
+
+
+def test_a_missing_fingerprint_is_told(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    task = make(path)
+    task.save_assets(tmp_path)
+    (tmp_path / "text.json").unlink()
+    with pytest.raises(UserError, match="FileNotFoundError"):
+        task.config.make_task(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        ("transformer", {"attention": "splash"}),
+        ("transformer", {"attention": "cudnn", "dtype": "bfloat16"}),
+        ("lstm", {"implementation": "cudnn"}),
+    ],
+)
+def test_kernels_of_other_machines_leave_the_state_as_it_is(text_file, model, fields):
+    task = make(text_file, model, model_fields=fields)
+    plain = make(text_file, model)
+    shapes, expected = (jax.eval_shape(t.init, jax.random.key(0)) for t in (task, plain))
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, shapes, expected))
+
+
+def test_the_protocol_tells_of_averages(text_file):
+    task = make(text_file, optimizer={"ema_decay": 0.9})
+    assert task.evaluation(Shard()).protocol.endswith(", parameters averaged by 0.9")
+    assert "averaged" not in make(text_file).evaluation(Shard()).protocol
+
+
+def test_measuring_the_training_text_does_not_pass_for_training(text_file):
+    task = make(text_file, evaluation={"split": "train"})
+    assert task.evaluation(Shard()).name == "training_text"
+
+
+def test_baselines_score_what_the_evaluation_scores(tmp_path):
+    path = tmp_path / "documents.txt"
+    path.write_text("|".join(["ab", "cdé", "efgh"] * 40))
+    source = {"kind": "files", "path": str(path), "document_separator": "|"}
+    for batching in ("documents", "windows"):
+        task = make(
+            path,
+            batching=batching,
+            data={
+                "source": source,
+                "tokenizer": {"kind": "bytes"},
+                "batching": {"kind": batching, "batch_size": 4, "sequence_length": 16},
+            },
+        )
+        state = compiled(task)[0](jax.random.key(0))
+        figures = evaluate(task, state)
+        for baseline in task.baselines():
+            assert baseline["tokens"] == figures["tokens"]
+            nats = baseline["bits_per_byte"] / baseline["nats_per_token"]
+            assert nats == pytest.approx(figures["bits_per_byte"] / figures["nats_per_token"])
+
+
+def test_prompts_that_cannot_be_written_are_told_before_training(text_file):
+    task = make(text_file, samples={"prompts": ["the Q"]})
+    with pytest.raises(UserError, match=r"samples\.prompts: .* did not have: 'Q'"):
+        task.dataset("train", Shard())

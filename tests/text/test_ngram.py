@@ -136,6 +136,10 @@ def test_baselines_are_in_order():
     assert sorted(results.values(), reverse=True) == list(results.values())
     expected = -NGramModel.fit(train, 2, 11).log_probabilities(test).mean()
     assert results["bigram"] == expected
+    scored = np.arange(len(test) - 1) % 3 > 0
+    some = dict(baselines(train, test, 11, scored))
+    scores = NGramModel.fit(train, 3, 11).log_probabilities(test)
+    assert some["trigram"] == -scores[scored].mean()
 
 
 def test_tiny_shakespeare(test_data):
