@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import grain
 import jax
+import numpy as np
 from jaxtyping import Array, Key
 
 from genjax.config import Config
@@ -97,27 +98,43 @@ class Evaluation:
     carry: dict[str, Tree] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
-class TextSample:
-    """A piece of generated text.
-
-    A sample may come in several pieces, in order; `done` marks its last.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample(abc.ABC):
+    """Something generated, or a piece of it: samples may come in several pieces, in order.
 
     Attributes:
         index: which sample of the request the piece belongs to.
-        text: the piece.
         done: whether the sample ends here.
-        reason: why it ended ("length", "stop_token", "stop_string"), when done.
+        reason: why it ended, when done, such as "length" or "stop_string".
     """
 
     index: int
-    text: str
     done: bool = True
     reason: str | None = None
 
+    @abc.abstractmethod
+    def preview(self) -> str:
+        """What a terminal shows of it."""
 
-Sample = TextSample
-"""What a task generates. A new kind of output is one more dataclass in this union."""
+    @abc.abstractmethod
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write its files, if it has any, below `folder`; returns the fields of its log line."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextSample(Sample):
+    """A piece of generated text."""
+
+    text: str
+
+    def preview(self) -> str:
+        """The text itself."""
+        return self.text
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """The text needs no file."""
+        del folder
+        return {"text": self.text}
 
 
 class Task(abc.ABC):
@@ -176,6 +193,19 @@ class Task(abc.ABC):
         del shard
         return None
 
+    def combine(self, totals: Tree, sums: Tree) -> Tree:
+        """Add the sums of a batch to those before, in float64 numpy.
+
+        A float32 running sum would lose digits over a long split. A task whose figures need every
+        feature may concatenate instead.
+
+        Args:
+            totals: of the batches so far; None before the first.
+            sums: of one batch, on the host.
+        """
+        wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), sums)
+        return wide if totals is None else jax.tree.map(np.add, totals, wide)
+
     def figures(self, sums: Tree) -> dict[str, float]:
         """Figures (such as perplexity) from the sums of a whole evaluation, in float64 numpy."""
         raise NotImplementedError(f"{type(self).__name__} has no evaluation")
@@ -184,15 +214,13 @@ class Task(abc.ABC):
         """Figures of trivial models on the evaluation's data, each with its "name"."""
         return []
 
-    def generate(
-        self, params: dict[str, Tree], key: Key[Array, ""], request: Config
-    ) -> Iterator[Sample]:
+    def generate(self, state: TrainState, key: Key[Array, ""], request: Config) -> Iterator[Sample]:
         """Samples for a request, in pieces as they come."""
         raise NotImplementedError(f"{type(self).__name__} does not generate")
 
-    def samples(self, params: dict[str, Tree], key: Key[Array, ""]) -> Iterable[Sample]:
-        """What the loop shows while it trains, or nothing."""
-        del params, key
+    def samples(self, state: TrainState, key: Key[Array, ""]) -> Iterable[Sample]:
+        """What the loop shows while it trains, or nothing; the key is the same at every step."""
+        del state, key
         return ()
 
     def save_assets(self, folder: Path) -> None:

@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import sys
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -36,9 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser.parse_args(arguments)
         request = from_arguments(options, schema)
         trained = load_trained(options.run, config, options.step)
-        key = jax.random.key(options.seed)
+        # Apart from the key of a run with the same seed.
+        key = jax.random.fold_in(jax.random.key(options.seed), zlib.crc32(b"generate"))
         with jax.set_mesh(trained.mesh):
-            pieces = trained.task.generate(trained.state.evaluation_params(), key, request)
+            pieces = trained.task.generate(trained.state, key, request)
             texts = show(pieces)
         if options.output is not None:
             _write(options.output, texts)
@@ -72,7 +74,7 @@ def show(pieces: Iterable[Sample]) -> dict[int, str]:
     done: set[int] = set()
     current = printed = 0
     for piece in pieces:
-        texts[piece.index] = texts.get(piece.index, "") + piece.text
+        texts[piece.index] = texts.get(piece.index, "") + piece.preview()
         if piece.done:
             done.add(piece.index)
         while current in texts:

@@ -47,7 +47,7 @@ def run_config(folder: Path, overrides: Sequence[str] | dict[str, Any] = ()) -> 
 
 
 def load_trained(folder: Path, config: RunConfig, step: str = "newest") -> Trained:
-    """Read a run's checkpoint onto the devices here, however many it was trained on.
+    """Read a run's checkpoint onto one device, however many it was trained on.
 
     Args:
         folder: the run directory.

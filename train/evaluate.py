@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from genjax.task import Evaluation, Task, TrainState
@@ -53,14 +52,9 @@ class Evaluator:
             carry, sums = self._step(state, batch)
             state = dataclasses.replace(state, carry=carry)
             # One batch late, so that the device never waits for the host.
-            totals, pending = _add(totals, pending), sums
+            totals, pending = self._add(totals, pending), sums
             progress(number + 1, count)
-        return self._task.figures(_add(totals, pending))
+        return self._task.figures(self._add(totals, pending))
 
-
-def _add(totals: Any, sums: Any) -> Any:
-    """Totals in float64 on the host: a float32 running sum loses digits over a long split."""
-    if sums is None:
-        return totals
-    host = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), jax.device_get(sums))
-    return host if totals is None else jax.tree.map(np.add, totals, host)
+    def _add(self, totals: Any, sums: Any) -> Any:
+        return totals if sums is None else self._task.combine(totals, jax.device_get(sums))

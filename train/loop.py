@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import enum
 import time
+import zlib
 from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from train.guard import DivergenceGuard
 from train.progress import Progress
 from train.run_directory import RunDirectory
 from train.signals import StopRequest
-from train.stream import BatchStream
+from train.stream import BatchStream, place
 from train.writers import open_writers, recorded
 
 UNSHARDED_TOLERANCE = 0.02
@@ -101,6 +102,8 @@ def train(
             config.divergence_factor, recorded(run, "train", "loss", first=True)
         )
         evaluator = Evaluator(task, mesh)
+        # The same at every step, so that samples show what training changes, and apart from `key`.
+        sample_key = jax.random.fold_in(key, zlib.crc32(b"samples"))
         figures: dict[str, float] = {}
         whole = unsharded_share(shapes.params, shardings.params)
         if mesh.shape["fsdp"] > 1 and whole > UNSHARDED_TOLERANCE:
@@ -143,11 +146,10 @@ def train(
             return values
 
         def sample() -> None:
-            sample_key = jax.random.fold_in(jax.random.key(config.seed), step)
-            pieces = list(task.samples(state.evaluation_params(), sample_key))
+            pieces = list(task.samples(state, sample_key))
             if pieces:
                 writers.samples(step, pieces)
-                progress.tell(f"step {step}  sample:\n{pieces[0].text}\n")
+                progress.tell(f"step {step}  sample:\n{pieces[0].preview()}\n")
 
         def settle() -> int | None:
             """Wait for the checkpoint under way; returns the newest step on disk."""
@@ -167,6 +169,9 @@ def train(
 
         # ---- what an interrupted run still owes -------------------------------------------
         evaluation = task.evaluation(shard) if config.evaluation_every() else None
+        if evaluation is not None:
+            # A batch that does not fit the mesh is better known now than at the first evaluation.
+            place(evaluation.batches[0], mesh)
         if step == 0:
             for baseline in task.baselines():
                 writers.record("baseline", 0, baseline)

@@ -72,6 +72,7 @@ class JsonLines:
             _drop_after(path, step)
         self._metrics = LineFile(run.metrics_file)
         self._samples = LineFile(run.samples_file)
+        self._folder = run.folder
 
     def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""
@@ -81,7 +82,7 @@ class JsonLines:
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
         """Append one line a sample to `samples.jsonl`."""
         for sample in samples:
-            line = {"step": step, "index": sample.index, "text": sample.text}
+            line = {"step": step, "index": sample.index, **sample.save(self._folder)}
             self._samples.write(json.dumps(line, ensure_ascii=False))
 
     def flush(self) -> None:
@@ -145,7 +146,9 @@ class TensorBoard:
         from tensorboardX.summary import text
 
         for sample in samples:
-            self._write(step, summary=text(f"sample/{sample.index}", f"```\n{sample.text}\n```"))
+            self._write(
+                step, summary=text(f"sample/{sample.index}", f"```\n{sample.preview()}\n```")
+            )
 
     def close(self) -> None:
         """Close the event file."""
@@ -178,7 +181,7 @@ class WeightsAndBiases:
 
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
         """Log samples as text."""
-        self._run.log({f"sample/{sample.index}": sample.text for sample in samples}, step=step)
+        self._run.log({f"sample/{sample.index}": sample.preview() for sample in samples}, step=step)
 
     def close(self) -> None:
         """Finish the upload."""

@@ -17,7 +17,8 @@ def keep_freed_memory() -> bool:
     On a CPU a compiled program allocates its temporaries anew at every call. glibc by default
     maps large blocks from the kernel and gives them back when freed, so that each training step
     pays for a page fault on every 4 KiB that it touches: a quarter of the step time of a small
-    transformer. Memory use stays at its peak in exchange. Call before the first compilation.
+    transformer. Memory use stays at its peak in exchange. Call before JAX starts its threads,
+    that is, before anything asks for a device.
 
     Returns:
         Whether it took effect: False on systems without glibc, which are left as they are.

@@ -22,11 +22,11 @@ class PlatformConfig(Config):
 
 def start(config: PlatformConfig) -> None:
     """Set up JAX for a run. Call before anything touches a device."""
+    # First: JAX's threads take up the memory arenas that they find when they start.
+    keep_freed_memory()
     # Orbax tells every step of its work; what matters to a user is told by the loop.
     logging.getLogger("absl").setLevel(logging.ERROR)
     if config.compilation_cache:
         folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", config.compilation_cache))
         jax.config.update("jax_compilation_cache_dir", str(folder.expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()

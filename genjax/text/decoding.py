@@ -273,6 +273,6 @@ def generate_text(
                 if reason is not None:
                     waiting.discard(row)
                 if shown or reason is not None:
-                    yield TextSample(row, shown, reason is not None, reason)
+                    yield TextSample(index=row, text=shown, done=reason is not None, reason=reason)
 
     return pieces()

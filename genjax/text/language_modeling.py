@@ -34,6 +34,9 @@ from genjax.text.language_modeling_config import (
 )
 from genjax.text.text_data import TextData
 
+FIGURES = ("nats_per_token", "perplexity", "bits_per_byte", "bits_per_character")
+"""The figures of an evaluation, lower is better, as `checkpoint.best_metric` may name them."""
+
 NETWORK = "language_model"
 """The name of the one network in the train state's dicts."""
 
@@ -51,6 +54,11 @@ class LanguageModeling(Task):
         Raises:
             UserError: the data or the tokenizer is missing or does not fit the config.
         """
+        best = config.checkpoint.best_metric
+        if best not in (None, *FIGURES):
+            raise UserError(
+                f"checkpoint.best_metric: no figure {best!r}; one of {', '.join(FIGURES)}"
+            )
         self.config = config
         self.data = TextData(
             config.data, with_end_of_text=isinstance(config.data.batching, Documents), assets=assets
@@ -248,16 +256,16 @@ class LanguageModeling(Task):
     # ---- generation ---------------------------------------------------------------------------
 
     def generate(
-        self, params: dict[str, Any], key: Key[Array, ""], request: Config
+        self, state: TrainState, key: Key[Array, ""], request: Config
     ) -> Iterator[TextSample]:
         """Each prompt with its continuation, `count` times, in pieces as they come."""
         assert isinstance(request, TextGenerationConfig)
         prompts = [prompt for prompt in request.prompts() for _ in range(request.count)]
         for index, prompt in enumerate(prompts):
-            yield TextSample(index, prompt, done=False)
+            yield TextSample(index=index, text=prompt, done=False)
         yield from generate_text(
             self.model,
-            params[NETWORK],
+            state.evaluation_params()[NETWORK],
             self.data.tokenizer,
             prompts,
             key=key,
@@ -266,12 +274,12 @@ class LanguageModeling(Task):
             stop=request.stop,
         )
 
-    def samples(self, params: dict[str, Any], key: Key[Array, ""]) -> Iterable[TextSample]:
+    def samples(self, state: TrainState, key: Key[Array, ""]) -> Iterable[TextSample]:
         """The continuation of each prompt of `samples.prompts`, prompt included."""
         texts: dict[int, str] = {}
-        for piece in self.generate(params, key, self.config.samples.request()):
+        for piece in self.generate(state, key, self.config.samples.request()):
             texts[piece.index] = texts.get(piece.index, "") + piece.text
-        return [TextSample(index, text) for index, text in texts.items()]
+        return [TextSample(index=index, text=text) for index, text in texts.items()]
 
     def save_assets(self, folder: Path) -> None:
         """Write the tokenizer and the fingerprint of the text."""

@@ -99,7 +99,8 @@ class TextGenerationConfig(_SamplingConfig):
         lines: list[str] = []
         if self.prompt_file is not None:
             try:
-                lines = self.prompt_file.read_text(encoding="utf-8").splitlines()
+                text = self.prompt_file.read_text(encoding="utf-8")
+                lines = [line for line in text.split("\n") if line.strip()]
             except (OSError, UnicodeDecodeError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
                 raise UserError(

@@ -54,7 +54,8 @@ class TransformerConfig(Config):
     dropout: Share = 0.0
     """Share of features dropped after the embedding and each sub-layer in training."""
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
-    """Implementation of attention; "auto" takes cuDNN on GPUs in bfloat16, Splash on TPUs."""
+    """Implementation of attention; "auto" takes Splash on TPUs, cuDNN on GPUs in bfloat16
+    unless documents are packed, else plain XLA, which holds the scores of all pairs."""
     scan_layers: bool = False
     """Compile one layer and scan over them: for deep models."""
     remat: Literal["none", "dots", "full"] = "none"

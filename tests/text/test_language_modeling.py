@@ -263,7 +263,7 @@ def test_generates_what_it_learned(tmp_path):
     state, _ = train(task, 100)
     schema = task.config.generation_schema()
     request = schema(prompt=("abc", "h"), max_tokens=20, temperature=0.0, stop=("ef",))
-    pieces = list(task.generate(state.params, jax.random.key(0), request))
+    pieces = list(task.generate(state, jax.random.key(0), request))
     texts = ["".join(piece.text for piece in pieces if piece.index == row) for row in (0, 1)]
     assert texts == ["abcd", "hijabcd"]
     assert [piece.reason for piece in pieces if piece.done] == ["stop_string"] * 2

@@ -27,7 +27,7 @@ def entries(path):
 def test_lines_are_in_the_file_at_once(run):
     lines = JsonLines(run, 0)
     lines.record("train", 1, {"loss": 2.5})
-    lines.samples(1, [TextSample(0, "é\n")])
+    lines.samples(1, [TextSample(index=0, text="é\n")])
     assert entries(run.metrics_file) == [{"kind": "train", "step": 1, "loss": 2.5}]
     assert entries(run.samples_file) == [{"step": 1, "index": 0, "text": "é\n"}]
     lines.close()
@@ -48,7 +48,7 @@ def test_cut_to_the_restored_step(run):
     first = JsonLines(run, 0)
     for step in range(1, 6):
         first.record("train", step, {"loss": float(step)})
-        first.samples(step, [TextSample(0, str(step))])
+        first.samples(step, [TextSample(index=0, text=str(step))])
     first.record("event", 5, {"message": "stopped"})
     first.close()
     JsonLines(run, 3).close()
@@ -78,7 +78,7 @@ def test_torn_lines_are_passed_over(run, torn):
 def test_samples_with_odd_line_ends_survive(run):
     texts = ["a\u2028b", "a\x85b", "a\x0bb\x1cc", "a\r\nb", "\ud800"]
     lines = JsonLines(run, 0)
-    lines.samples(1, [TextSample(index, text) for index, text in enumerate(texts)])
+    lines.samples(1, [TextSample(index=index, text=text) for index, text in enumerate(texts)])
     lines.close()
     JsonLines(run, 1).close()
     found = [json.loads(line)["text"] for line in run.samples_file.read_text().split("\n") if line]
@@ -152,7 +152,7 @@ def test_one_writer_that_fails_does_not_stop_the_others(run):
     writers = Writers(JsonLines(run, 0), [failing], said.append)
     for step in (1, 2):
         writers.record("train", step, {"loss": 1.0})
-    writers.samples(2, [TextSample(0, "text")])
+    writers.samples(2, [TextSample(index=0, text="text")])
     assert writers.problem() is None
     writers.close()
     assert (failing.calls, failing.closed) == (1, 1)
@@ -166,7 +166,7 @@ def test_tensorboard_files_hold_the_tags(run):
         writers = open_writers(config, run, session)
         writers.record("train", session + 1, {"loss": 0.5, "protocol": "words", "flag": True})
         writers.record("validation", session + 1, {"perplexity": float("nan")})
-        writers.samples(session + 1, [TextSample(2, "Once upon")])
+        writers.samples(session + 1, [TextSample(index=2, text="Once upon")])
         writers.close()
         files = sorted(run.tensorboard.glob("events*"))
         assert len(files) == (1 if session == 0 else 2)
@@ -213,7 +213,7 @@ def test_weights_and_biases_goes_on_with_the_same_run(run, monkeypatch):
     for _ in range(2):
         writers = open_writers(config, run, 0)
         writers.record("train", 1, {"loss": 0.5})
-        writers.samples(1, [TextSample(0, "text")])
+        writers.samples(1, [TextSample(index=0, text="text")])
         writers.close()
     starts = [call[1] for call in fake.calls if call[0] == "init"]
     assert starts[0]["id"] == starts[1]["id"] and starts[0]["project"] == "words"
