@@ -82,8 +82,14 @@ def evaluate(trained: Trained, overrides: dict[str, Any]) -> dict[str, Any]:
         "baselines": baselines,
         "overrides": overrides,
     }
-    with (trained.run.folder / "evaluations.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    path = trained.run.folder / "evaluations.jsonl"
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); the figures stand above"
+        ) from error
     return figures
 
 

@@ -1,6 +1,6 @@
 """Text as documents by split, whatever it comes from.
 
-Documents are produced one at a time, so a source larger than memory can be read.
+Documents are produced one at a time; only the tokens made from them are held in memory.
 """
 
 import hashlib
