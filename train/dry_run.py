@@ -36,7 +36,7 @@ def dry_run(task: Task, config: RunConfig, console: Console) -> None:
     """Print parameters, bytes, FLOPs a step, batch and mesh; nothing is allocated or trained.
 
     Raises:
-        UserError: the data is missing, or the batch does not split over the mesh.
+        UserError: the data is missing, or the batch does not split over the mesh or into parts.
     """
     mesh = make_mesh(config.mesh)
     shapes = jax.eval_shape(lambda: task.init(jax.random.key(config.seed)))
@@ -66,6 +66,9 @@ def dry_run(task: Task, config: RunConfig, console: Console) -> None:
     for name, array in batch.items():
         batch_size_fits(len(array), mesh)
         table.add_row(f"batch: {name}", f"{array.dtype} {list(array.shape)}", "")
+    # Tracing finds what training would refuse at its first step, and costs nothing.
+    with jax.set_mesh(mesh):
+        jax.eval_shape(task.train_step, shapes, batch)
     for unit, count in task.units_per_step().items():
         table.add_row(f"{unit} a step", f"{count:,}", "")
     table.add_row("steps", f"{config.steps:,}", "")

@@ -134,3 +134,8 @@ def test_the_batch_is_shown_and_must_split_over_the_mesh():
     with pytest.raises(UserError, match="batch of 6 examples does not split over 8 devices"):
         batching = {"kind": "windows", "batch_size": 6, "sequence_length": LENGTH}
         printed(make_config(data={"batching": batching}, mesh={"data": 8}))
+
+
+def test_what_the_first_step_would_refuse_is_refused():
+    with pytest.raises(UserError, match="accumulate"):
+        printed(make_config(optimizer={"accumulate": 3}))
