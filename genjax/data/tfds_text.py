@@ -1,6 +1,5 @@
 """Text data sets of TensorFlow Datasets, read from ArrayRecord files without TensorFlow."""
 
-import difflib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,6 +8,7 @@ from pydantic import Field
 
 from genjax.config import Config
 from genjax.data.text_documents import Skipped, Summary, TextSource, cut_readers, fingerprint
+from genjax.data.tfds_builder import features_of, first_line, open_builder, open_records
 from genjax.errors import UserError
 
 _RECORDS_PER_READ = 1024
@@ -41,9 +41,9 @@ def open_tfds(config: TfdsText) -> TextSource:
     """
     import tensorflow_datasets as tfds
 
-    builder = _tfds_builder(config)
+    builder = open_builder(config.name, config.data_dir)
     info = builder.info
-    features = dict(info.features) if isinstance(info.features, tfds.features.FeaturesDict) else {}
+    features = features_of(builder)
     if not isinstance(features.get(config.text_feature), tfds.features.Text):
         texts = [name for name, kind in features.items() if isinstance(kind, tfds.features.Text)]
         raise UserError(
@@ -53,12 +53,7 @@ def open_tfds(config: TfdsText) -> TextSource:
         )
 
     def reader(split: str) -> Callable[[], Iterator[str]]:
-        try:
-            records = builder.as_data_source(split=split)
-        except (ValueError, KeyError) as error:
-            raise UserError(
-                f"{info.full_name} has no split '{split}'.\nIt has: {', '.join(info.splits)}."
-            ) from error
+        records = open_records(builder, split)
         return lambda: _read_records(records, config.text_feature, f"{info.full_name} '{split}'")
 
     train = reader(config.train_split)
@@ -79,46 +74,6 @@ def open_tfds(config: TfdsText) -> TextSource:
         name=info.full_name,
         readers=readers,
         fingerprint=fingerprint(info.full_name, config.text_feature, shards, division),
-    )
-
-
-def _tfds_builder(config: TfdsText) -> Any:
-    import tensorflow_datasets as tfds
-
-    data_dir = None if config.data_dir is None else str(config.data_dir.expanduser())
-    try:
-        builder = tfds.builder(config.name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
-        plain_name = config.name.split(":")[0].split("/")[0]
-        close = difflib.get_close_matches(
-            plain_name, tfds.list_builders(with_community_datasets=False), n=1
-        )
-        hint = f"Did you mean '{close[0]}'?" if close else "Names: tensorflow.org/datasets/catalog"
-        raise UserError(
-            f"data.source.name = '{config.name}': TFDS knows no such data set, and none of that "
-            f"name is prepared in {data_dir or '~/tensorflow_datasets'}.\n{hint}"
-        ) from error
-    if not builder.is_prepared():
-        raise UserError(
-            f"{builder.info.full_name} is not prepared in {builder.data_dir}. Prepare it once "
-            '(most sets need "pip install tensorflow-cpu" for that):\n'
-            + _prepare_command(config.name, data_dir)
-        )
-    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-        raise UserError(
-            f"{builder.info.full_name} in {builder.data_dir} is stored as "
-            f"{builder.info.file_format}, but array_record is needed.\nPrepare it again in "
-            "another folder and set data.source.data_dir to it:\n"
-            + _prepare_command(config.name, "NEW_FOLDER")
-        )
-    return builder
-
-
-def _prepare_command(name: str, data_dir: str | None) -> str:
-    where = "" if data_dir is None else f", data_dir={data_dir!r}"
-    return (
-        'python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder({name!r}{where}, file_format='array_record').download_and_prepare()\""
     )
 
 
@@ -157,10 +112,6 @@ def _read_chunk(records: Any, indices: range, skipped: Skipped) -> list[Any]:
             try:
                 chunk.append(records[index])
             except (RuntimeError, OSError) as error:
-                skipped.reasons.append(f"{index} cannot be read ({_first_line(error)})")
+                skipped.reasons.append(f"{index} cannot be read ({first_line(error)})")
                 chunk.append(None)
         return chunk
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].split(";")[0]
