@@ -239,7 +239,7 @@ def conv_transpose2d(
     margin = -(-max(rows, columns) // stride)
     images = wrap(images, margin, margin, margin, margin)
     full = (full[0] + 2 * margin * stride, full[1] + 2 * margin * stride)
-    outputs = _spread(images, kernel, full, stride, (0, 0))
+    outputs: Array = _spread(images, kernel, full, stride, (0, 0))
     top, left = margin * stride + pads[0], margin * stride + pads[1]
     return outputs[:, top : top + stride * height, left : left + stride * width]
 

@@ -159,7 +159,7 @@ def filter2d(
 ) -> Images:
     """Convolve with a filter; the size stays as it is."""
     size = len(taps)
-    pads = (size // 2, (size - 1) // 2) * 2
+    pads = _both(size // 2, (size - 1) // 2)
     return upfirdn2d(images, taps, padding=pads, gain=gain, padding_mode=padding_mode)
 
 
@@ -172,7 +172,7 @@ def upsample2d(
     padding_mode: PaddingMode = "zeros",
 ) -> Float[Array, "B H2 W2 C"]:
     """Grow `up` times, the filter interpolating; for normalised taps brightness stays the same."""
-    pads = ((len(taps) + up - 1) // 2, (len(taps) - up) // 2) * 2
+    pads = _both((len(taps) + up - 1) // 2, (len(taps) - up) // 2)
     return upfirdn2d(
         images, taps, up=up, padding=pads, gain=gain * up**2, padding_mode=padding_mode
     )
@@ -187,5 +187,10 @@ def downsample2d(
     padding_mode: PaddingMode = "zeros",
 ) -> Float[Array, "B H2 W2 C"]:
     """Shrink `down` times, the filter averaging."""
-    pads = ((len(taps) - down + 1) // 2, (len(taps) - down) // 2) * 2
+    pads = _both((len(taps) - down + 1) // 2, (len(taps) - down) // 2)
     return upfirdn2d(images, taps, down=down, padding=pads, gain=gain, padding_mode=padding_mode)
+
+
+def _both(before: int, after: int) -> tuple[int, int, int, int]:
+    """The same padding for height and width."""
+    return before, after, before, after

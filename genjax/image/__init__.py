@@ -1,0 +1,1 @@
+"""Adversarial image models: networks, training task, augmentation, metrics."""
