@@ -308,6 +308,6 @@ def accumulate(
     return sums, jax.tree.map(join, next_carry)
 
 
-def update_average(average: Tree, params: Tree, decay: float) -> Tree:
+def update_average(average: Tree, params: Tree, decay: float | Float[Array, ""]) -> Tree:
     """One step of an exponential moving average: decay * average + (1 - decay) * params."""
     return jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, params)

@@ -3,12 +3,15 @@
 import dataclasses
 import difflib
 import os
+import struct
 import tomllib
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from PIL import Image
 
 from genjax.config import check, dump, load
 from genjax.families import FAMILIES
@@ -33,25 +36,54 @@ pytestmark = pytest.mark.fast
 
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory):
-    """Text in the place of data that does not come with the project."""
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(STAND_IN, encoding="utf-8")
-    return path
+    """A folder with what stands in the place of data that does not come with the project."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "text.txt").write_text(STAND_IN, encoding="utf-8")
+    random = np.random.default_rng(0)
+    for label in range(10):
+        for number in range(2):
+            path = folder / "classes" / str(label) / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
+            Image.fromarray(pixels).save(path)
+    (folder / "digits").mkdir()
+    for part in ("train", "t10k"):
+        images = random.integers(0, 256, (20, 28, 28), np.uint8)
+        header = struct.pack(">4B3I", 0, 0, 8, 3, *images.shape)
+        (folder / "digits" / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        labels = np.arange(20, dtype=np.uint8) % 10
+        header = struct.pack(">4BI", 0, 0, 8, 1, len(labels))
+        (folder / "digits" / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
+    return folder
 
 
 def make_task(config, stand_in):
     """The task of a config on data that is there; and a line that says what it stands on."""
-    if config.data.source.kind == "builtin":
-        return config.make_task(), "the built-in text"
     tree = tomllib.loads(dump(config))
-    tree["data"]["source"] = {"kind": "files", "path": str(stand_in)}
-    if hasattr(config.data.source, "document_separator"):
-        tree["data"]["source"]["document_separator"] = config.data.source.document_separator or (
-            "none"
-        )
-    if "vocab_size" in tree["data"]["tokenizer"]:
-        tree["data"]["tokenizer"]["vocab_size"] = STAND_IN_VOCABULARY
-    return check(tree, FAMILIES).make_task(), "a stand-in text with a small vocabulary"
+    source = tree["data"]["source"]
+    match source["kind"]:
+        case "builtin" | "digits" | "gaussian_mixture":
+            return config.make_task(), f"the built-in {source['kind'].replace('builtin', 'text')}"
+        case "files" if config.kind == "language_modeling":
+            if "vocab_size" in tree["data"]["tokenizer"]:
+                tree["data"]["tokenizer"]["vocab_size"] = STAND_IN_VOCABULARY
+            source["path"] = str(stand_in / "text.txt")
+            told = "a stand-in text with a small vocabulary"
+        case "idx":
+            source["path"] = str(stand_in / "digits")
+            told = "stand-in images of 10 classes"
+        case _:
+            # A set by name has its own size and classes; a folder those that the config asks for.
+            source = {
+                "kind": "files",
+                "path": str(stand_in / "classes"),
+                "size": source["size"] if source["size"] != "none" else 32,
+                "labels": source.get("labels", "folders"),
+                "cache": str(stand_in / "cache"),
+            }
+            told = f"stand-in images ({source['labels']} for labels)"
+    tree["data"]["source"] = source
+    return check(tree, FAMILIES).make_task(), told
 
 
 def parameter_tree(task):
@@ -91,7 +123,7 @@ def compare(text, file):
 
 
 def test_there_are_configs():
-    assert "text/demo" in CONFIGS
+    assert {"text/demo", "image/demo"} <= set(CONFIGS)
 
 
 @pytest.mark.parametrize("debug", [False, True], ids=["full", "debug"])
@@ -166,7 +198,7 @@ def test_the_parameter_tree_of_a_config_reacts_to_its_sizes():
 
 def test_byte_vocabularies_do_not_depend_on_the_text(stand_in):
     config = load(CONFIGS["text/demo"], schema=FAMILIES)
-    elsewhere = {"kind": "files", "path": str(stand_in)}
+    elsewhere = {"kind": "files", "path": str(stand_in / "text.txt")}
     other = load(CONFIGS["text/demo"], {"data": {"source": elsewhere}}, schema=FAMILIES)
     assert dataclasses.asdict(config.make_task().model) == dataclasses.asdict(
         other.make_task().model

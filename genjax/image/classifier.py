@@ -1,8 +1,8 @@
 """A small classifier of images: a feature space of our own, and a judge of conditional models.
 
 Its penultimate features stand in for Inception's where images are not photographs or no weights are
-at hand. Figures in them carry its name and its accuracy on real images. On two CPU cores it reaches
-about 99.1% on MNIST and 91% on Fashion-MNIST (32x32) in about a minute each.
+at hand. Figures in them carry its name and its accuracy on real images. At 32x32 it reaches 99.3%
+on MNIST and 91.3% on Fashion-MNIST, for about a minute of CPU time each (seed 0, all test images).
 
 Letters: B batch, H height, W width, C channels, K classes, N images.
 """

@@ -233,7 +233,9 @@ def minibatch_standard_deviation(
     centred = groups - groups.mean(1, keepdims=True)
     deviation = jnp.sqrt(jnp.mean(jnp.square(centred), 1) + 1e-8)
     statistic = deviation.mean((1, 2, 4)).astype(images.dtype)
-    rows = jnp.repeat(statistic, size, 0, total_repeat_length=batch)[:, None, None]
+    # Not `jnp.repeat`, whose indices a batch split over devices would gather.
+    rows = jnp.broadcast_to(statistic[:, None], (batch // size, size, features))
+    rows = rows.reshape(batch, 1, 1, features)
     return jnp.concatenate([images, jnp.broadcast_to(rows, (*images.shape[:3], features))], -1)
 
 

@@ -1,0 +1,507 @@
+"""One step of an adversarial game: both networks, their regularisers, the average, the controller.
+
+Everything is a pure function of the train state and a batch. The networks are Linen modules:
+
+    generator(latents [B, Z], labels [B] or None, train=..) -> images [B, H, W, C]
+    discriminator(images, labels, train=..) -> logits [B]
+
+What they keep beside parameters lives in their collection "statistics"; the random streams "noise"
+and "mixing" are the generator's. A generator that also has the methods `styles` and `synthesis` can
+be path-length regularised.
+
+Letters: B batch, H height, W width, C channels, Z latent size.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, Key, Num
+
+from genjax import optim
+from genjax.image.ada_controller import init_controller, update_controller
+from genjax.image.adversarial_config import AdamConfig, AdversarialConfig
+from genjax.image.augmentation import ADAConfig, make_augmentation, mirror
+from genjax.image.losses import LOSSES
+from genjax.image.regularizers import (
+    between,
+    logits_and_squared_gradient,
+    one_centered_penalty,
+    path_length_penalty,
+    path_lengths,
+    zero_centered_penalty,
+)
+from genjax.parallel.mesh import BATCH_AXES
+from genjax.task import Batch, TrainState, Tree
+
+GENERATOR, DISCRIMINATOR = "generator", "discriminator"
+"""The names of the networks in the train state's dicts."""
+
+Images = Float[Array, "B H W C"]
+Labels = Int[Array, "B"] | None
+
+
+class Variant(NamedTuple):
+    """Which regularisers a step has."""
+
+    penalties: bool = False
+    path_length: bool = False
+
+
+def to_float(images: Num[Array, "B H W C"]) -> Images:
+    """Stored images in about [-1, 1]: uint8 is scaled, points in the plane stay as they are."""
+    return images / 127.5 - 1.0 if images.dtype == jnp.uint8 else images
+
+
+class AdversarialStep:
+    """The step of a config's game, and the state before the first one."""
+
+    def __init__(
+        self,
+        config: AdversarialConfig,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+    ) -> None:
+        """Set up the game between two networks of images of a shape."""
+        self.config = config
+        self.generator = generator
+        self.discriminator = discriminator
+        self.image_shape = image_shape
+        self.num_classes = num_classes
+        self._loss = LOSSES[config.objective.loss]
+        self._augment = make_augmentation(config.augmentation, config.model.circular)
+
+    # ---- before the first step ----------------------------------------------------------------
+
+    def init(self, key: Key[Array, ""]) -> TrainState:
+        """Fresh networks, optimizers and controllers."""
+        generator_key, discriminator_key, run_key = jax.random.split(key, 3)
+        labels = jnp.zeros((1,), jnp.int32) if self.num_classes else None
+        latents = jnp.zeros((1, self.config.model.latent_size))
+        images = jnp.zeros((1, *self.image_shape))
+        variables = {
+            GENERATOR: self.generator.init(generator_key, latents, labels),
+            DISCRIMINATOR: self.discriminator.init(discriminator_key, images, labels),
+        }
+        params = {name: tree["params"] for name, tree in variables.items()}
+        averaged = {GENERATOR: params[GENERATOR]} if self.config.average.half_life_images else {}
+        carry: dict[str, Tree] = {
+            "statistics": {name: tree.get("statistics", {}) for name, tree in variables.items()},
+            "monitors": {name: jnp.zeros(()) for name in self._monitors()},
+        }
+        augmentation = self.config.augmentation
+        if isinstance(augmentation, ADAConfig) and augmentation.probability is None:
+            carry["augmentation"] = init_controller(augmentation.initial_probability)
+        if self.config.objective.path_length_weight:
+            carry["path_length_mean"] = jnp.zeros(())
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state={name: optax.scale_by_adam().init(tree) for name, tree in params.items()},
+            ema=jax.tree.map(jnp.copy, averaged),
+            carry=carry,
+            key=run_key,
+        )
+
+    def _monitors(self) -> list[str]:
+        """Penalties, whose last values stand in for those of steps that leave them out."""
+        objective = self.config.objective
+        weights = {
+            "r1_penalty": objective.r1_gamma,
+            "r2_penalty": objective.r2_gamma,
+            "gradient_penalty": objective.gradient_penalty,
+            "path_length": objective.path_length_weight,
+        }
+        return [name for name, weight in weights.items() if weight]
+
+    def variant(self, step: int) -> Variant:
+        """Which regularisers run at a step."""
+        objective = self.config.objective
+        return Variant(
+            bool(objective.has_penalties and step % objective.penalty_interval == 0),
+            bool(objective.path_length_weight and step % objective.path_length_interval == 0),
+        )
+
+    # ---- the step -----------------------------------------------------------------------------
+
+    def __call__(
+        self, state: TrainState, batch: Batch, variant: Variant
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """The discriminator's steps, then one of the generator.
+
+        Args:
+            state: the state before.
+            batch: "images" (uint8, or float32 points) and, with classes, "labels": the batch size
+                times the number of discriminator steps.
+            variant: which regularisers to take.
+
+        Returns:
+            The next state and metrics.
+        """
+        config, key = self.config, state.step_key()
+        seen = state.step * config.data.batch_size
+        share = self._annealed_share(seen)
+        probability = self._augmentation_probability(state, share)
+        metrics: dict[str, Array] = {}
+        real, labels = self._real(batch, 0, key)
+        for turn in range(config.objective.discriminator_steps):
+            real_key, turn_key = jax.random.split(jax.random.fold_in(key, 1 + turn))
+            real, labels = self._real(batch, turn, real_key)
+            state, new, real_logits = self._train_discriminator(
+                state, real, labels, probability, share, variant, turn_key
+            )
+            state = self._control(state, real_logits, turn)
+            metrics |= new
+        generator_key, path_key = jax.random.split(jax.random.fold_in(key, 0))
+        state, new = self._train_generator(state, real, labels, probability, share, generator_key)
+        metrics |= new
+        if variant.path_length:
+            state = self._regularize_generator(state, labels, share, path_key)
+        metrics |= state.carry["monitors"]
+        if isinstance(config.augmentation, ADAConfig):
+            metrics["augmentation_probability"] = probability
+        average = {
+            name: optim.update_average(old, state.params[name], self._average_decay(seen, share))
+            for name, old in state.ema.items()
+        }
+        return dataclasses.replace(state, step=state.step + 1, ema=average), metrics
+
+    def _real(self, batch: Batch, turn: int, key: Array) -> tuple[Images, Labels]:
+        """A turn's real images and labels: every n-th row, so that a device keeps what it has."""
+        turns = self.config.objective.discriminator_steps
+        images, labels = batch["images"][turn::turns], batch.get("labels")
+        if self.config.data.mirror:
+            images = mirror(images, key)
+        return to_float(images), None if labels is None else labels[turn::turns]
+
+    # ---- the discriminator --------------------------------------------------------------------
+
+    def _train_discriminator(
+        self,
+        state: TrainState,
+        real: Images,
+        labels: Labels,
+        probability: Array,
+        share: Array,
+        variant: Variant,
+        key: Array,
+    ) -> tuple[TrainState, dict[str, Array], Array]:
+        """A step on the loss, and one on the penalties if they are lazy and due.
+
+        Returns:
+            The next state, metrics and the logits of the real images.
+        """
+        fake_key, score_key, penalty_key = jax.random.split(key, 3)
+        # The average style and the like follow the generator's own steps alone.
+        fake, _ = self._generate(state, state.params[GENERATOR], labels, len(real), fake_key)
+        fake = jax.lax.stop_gradient(fake)
+        lazy = self.config.objective.penalty_interval > 1
+
+        def objective(params: Tree) -> tuple[Array, Any]:
+            together = variant.penalties and not lazy
+            judged = self._judge(
+                state, params, real, fake, labels, probability, score_key, together
+            )
+            assert judged.real is not None and judged.fake is not None
+            loss = self._loss.discriminator(judged.real, judged.fake)
+            return loss + self._weighted(judged.penalties, share, 1), (loss, judged)
+
+        params = state.params[DISCRIMINATOR]
+        grads, (loss, judged) = jax.grad(objective, has_aux=True)(params)
+        state = self._apply(state, DISCRIMINATOR, grads, share)
+        state = self._with_carry(
+            state, DISCRIMINATOR, statistics=judged.statistics, monitors=judged.penalties
+        )
+        metrics = {
+            "discriminator_loss": loss,
+            "discriminator_grad_norm": optax.tree.norm(grads),
+            "real_score": jnp.mean(judged.real),
+            "fake_score": jnp.mean(judged.fake),
+            "real_sign": jnp.mean(jnp.sign(judged.real)),
+            "fake_sign": jnp.mean(jnp.sign(judged.fake)),
+        }
+        if variant.penalties and lazy:
+
+            def penalty(params: Tree) -> tuple[Array, dict[str, Array]]:
+                judged = self._judge(
+                    state, params, real, fake, labels, probability, penalty_key, True, False
+                )
+                interval = self.config.objective.penalty_interval
+                return self._weighted(judged.penalties, share, interval), judged.penalties
+
+            grads, penalties = jax.grad(penalty, has_aux=True)(state.params[DISCRIMINATOR])
+            state = self._apply(state, DISCRIMINATOR, grads, share)
+            state = self._with_carry(state, DISCRIMINATOR, monitors=penalties)
+        return state, metrics, judged.real
+
+    def _judge(
+        self,
+        state: TrainState,
+        params: Tree,
+        real: Images,
+        fake: Images,
+        labels: Labels,
+        probability: Array,
+        key: Array,
+        penalties: bool,
+        logits: bool = True,
+    ) -> "Judged":
+        """Logits of real and generated images, the penalties in use, or both."""
+        objective = self.config.objective
+        real_key, fake_key, between_key, place_key = jax.random.split(key, 4)
+        statistics = state.carry["statistics"][DISCRIMINATOR]
+        scores: dict[str, Array] = {}
+        found: dict[str, Array] = {}
+        for name, images, image_key, gamma in (
+            ("r1_penalty", real, real_key, objective.r1_gamma),
+            ("r2_penalty", fake, fake_key, objective.r2_gamma),
+        ):
+            score = functools.partial(
+                self._score, params, statistics, labels, probability, image_key
+            )
+            if penalties and gamma:
+                scores[name], squared, statistics = logits_and_squared_gradient(score, images)
+                found[name] = zero_centered_penalty(squared)
+            elif logits:
+                scores[name], statistics = score(images)
+        if penalties and objective.gradient_penalty:
+            score = functools.partial(
+                self._score, params, statistics, labels, probability, between_key
+            )
+            _, squared, _ = logits_and_squared_gradient(score, between(real, fake, place_key))
+            found["gradient_penalty"] = one_centered_penalty(squared)
+        return Judged(scores.get("r1_penalty"), scores.get("r2_penalty"), statistics, found)
+
+    def _score(
+        self,
+        params: Tree,
+        statistics: Tree,
+        labels: Labels,
+        probability: Array,
+        key: Array,
+        images: Images,
+    ) -> tuple[Float[Array, "B"], Tree]:
+        """Logits of augmented images, and the moved statistics."""
+        augmented = self._augment(images, key, probability)
+        logits, updates = self.discriminator.apply(
+            {"params": params, "statistics": statistics},
+            augmented,
+            labels,
+            train=True,
+            mutable=["statistics"],
+        )
+        return logits, updates.get("statistics", {})
+
+    def _weighted(self, penalties: dict[str, Array], share: Array, interval: int) -> Any:
+        """The sum of penalties by their weights, stronger by how rarely they are taken."""
+        objective = self.config.objective
+        anneal = self.config.annealing.gamma
+        gammas = {
+            "r1_penalty": objective.r1_gamma * _towards(1.0, anneal, share),
+            "r2_penalty": objective.r2_gamma * _towards(1.0, anneal, share),
+            "gradient_penalty": objective.gradient_penalty,
+        }
+        return sum((interval * gammas[name] * value for name, value in penalties.items()), 0.0)
+
+    # ---- the generator ------------------------------------------------------------------------
+
+    def _train_generator(
+        self,
+        state: TrainState,
+        real: Images,
+        labels: Labels,
+        probability: Array,
+        share: Array,
+        key: Array,
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """A step on the loss, against the discriminator as it is now."""
+        fake_key, fake_score_key, real_score_key = jax.random.split(key, 3)
+        judge = state.params[DISCRIMINATOR], state.carry["statistics"][DISCRIMINATOR]
+
+        def objective(params: Tree) -> tuple[Array, Tree]:
+            fake, statistics = self._generate(state, params, labels, len(real), fake_key)
+            fake_logits, _ = self._score(*judge, labels, probability, fake_score_key, fake)
+            real_logits = fake_logits
+            if self._loss.pairs:
+                real_logits, _ = self._score(*judge, labels, probability, real_score_key, real)
+            return self._loss.generator(real_logits, fake_logits), statistics
+
+        params = state.params[GENERATOR]
+        (loss, statistics), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        state = self._apply(state, GENERATOR, grads, share)
+        state = self._with_carry(state, GENERATOR, statistics=statistics)
+        return state, {"generator_loss": loss, "generator_grad_norm": optax.tree.norm(grads)}
+
+    def _generate(
+        self, state: TrainState, params: Tree, labels: Labels, count: int, key: Array
+    ) -> tuple[Images, Tree]:
+        """Images of new latents, and the moved statistics."""
+        latents_key, noise_key, mixing_key = jax.random.split(key, 3)
+        latents = _latents(latents_key, count, self.config.model.latent_size)
+        images, updates = self.generator.apply(
+            {"params": params, "statistics": state.carry["statistics"][GENERATOR]},
+            latents,
+            labels,
+            train=True,
+            mutable=["statistics"],
+            rngs={"noise": noise_key, "mixing": mixing_key},
+        )
+        return images, updates.get("statistics", {})
+
+    def _regularize_generator(
+        self, state: TrainState, labels: Labels, share: Array, key: Array
+    ) -> TrainState:
+        """A step on the path-length penalty."""
+        objective = self.config.objective
+        latents_key, noise_key, mixing_key, direction_key = jax.random.split(key, 4)
+        count = max(self.config.data.batch_size // objective.path_length_share, 1)
+        latents = _latents(latents_key, count, self.config.model.latent_size)
+        if labels is not None:
+            # Every n-th, so that a device keeps the labels that it has.
+            labels = labels[:: objective.path_length_share][:count]
+        statistics = state.carry["statistics"][GENERATOR]
+
+        def penalty(params: Tree) -> tuple[Array, tuple[Array, Array]]:
+            variables = {"params": params, "statistics": statistics}
+            styles, _ = self.generator.apply(
+                variables,
+                latents,
+                labels,
+                train=True,
+                mutable=["statistics"],
+                rngs={"mixing": mixing_key},
+                method="styles",
+            )
+
+            def synthesis(styles: Array) -> Any:
+                return self.generator.apply(
+                    variables, styles, rngs={"noise": noise_key}, method="synthesis"
+                )
+
+            lengths = path_lengths(synthesis, styles, direction_key)
+            value, mean = path_length_penalty(lengths, state.carry["path_length_mean"])
+            weight = objective.path_length_weight * objective.path_length_interval
+            return weight * value, (mean, jnp.mean(lengths))
+
+        grads, (mean, length) = jax.grad(penalty, has_aux=True)(state.params[GENERATOR])
+        state = self._apply(state, GENERATOR, grads, share)
+        state = self._with_carry(state, GENERATOR, monitors={"path_length": length})
+        carry = state.carry | {"path_length_mean": mean}
+        return dataclasses.replace(state, carry=carry)
+
+    # ---- optimizers, average, controller ------------------------------------------------------
+
+    def _apply(self, state: TrainState, network: str, grads: Tree, share: Array) -> TrainState:
+        """A step of Adam for one network.
+
+        A lazy regulariser with interval k takes k + 1 steps in place of k, so the rate and the
+        betas are those of k / (k + 1) of a step (Karras et al. 2020, appendix B).
+        """
+        config: AdamConfig = getattr(self.config, f"{network}_optimizer")
+        objective, annealing = self.config.objective, self.config.annealing
+        interval = 1
+        if network == DISCRIMINATOR and objective.has_penalties:
+            interval = objective.penalty_interval
+        if network == GENERATOR and objective.path_length_weight:
+            interval = objective.path_length_interval
+        extra = interval > 1 or (network == GENERATOR and objective.path_length_weight > 0)
+        part = interval / (interval + 1) if extra else 1.0
+        beta2 = _towards(config.beta2, annealing.beta2, share)
+        adam = optax.scale_by_adam(config.beta1**part, beta2**part, config.epsilon)
+        updates, opt_state = adam.update(grads, state.opt_state[network])
+        rate = part * config.learning_rate * _towards(1.0, annealing.learning_rate, share)
+        params = jax.tree.map(lambda p, u: p - rate * u, state.params[network], updates)
+        return dataclasses.replace(
+            state,
+            params=state.params | {network: params},
+            opt_state=state.opt_state | {network: opt_state},
+        )
+
+    def _with_carry(
+        self,
+        state: TrainState,
+        network: str,
+        *,
+        statistics: Tree = None,
+        monitors: dict[str, Array] | None = None,
+    ) -> TrainState:
+        carry = dict(state.carry)
+        if statistics is not None:
+            carry["statistics"] = carry["statistics"] | {network: statistics}
+        if monitors:
+            carry["monitors"] = carry["monitors"] | monitors
+        return dataclasses.replace(state, carry=carry)
+
+    def _control(self, state: TrainState, real_logits: Array, turn: int) -> TrainState:
+        """Let the adaptive augmentation's controller see the logits of a turn's real images."""
+        turns = self.config.objective.discriminator_steps
+        config = self.config.augmentation
+        if "augmentation" not in state.carry or not isinstance(config, ADAConfig):
+            return state
+        controller = update_controller(
+            state.carry["augmentation"],
+            real_logits,
+            # In turns, so that it adjusts once, after the last turn of a step.
+            state.step * turns + turn,
+            target=config.target,
+            interval=config.interval * turns,
+            adjustment_images=config.adjustment_images,
+        )
+        return dataclasses.replace(state, carry=state.carry | {"augmentation": controller})
+
+    def _augmentation_probability(self, state: TrainState, share: Array) -> Array:
+        config = self.config.augmentation
+        if "augmentation" in state.carry:
+            return state.carry["augmentation"]["probability"]
+        held = config.probability if isinstance(config, ADAConfig) else None
+        return jnp.float32(_towards(held or 0.0, self.config.annealing.augmentation, share))
+
+    def _annealed_share(self, seen: Array) -> Float[Array, ""]:
+        """How much of the annealing is done, from 0 to 1, along half a cosine."""
+        images = self.config.annealing.images
+        if images is None:
+            return jnp.zeros(())
+        return 0.5 - 0.5 * jnp.cos(jnp.pi * jnp.minimum(seen / images, 1.0))
+
+    def _average_decay(self, seen: Array, share: Array) -> Float[Array, ""]:
+        """The decay for a batch, from the half-life in images."""
+        average = self.config.average
+        half_life = average.half_life_images * _towards(1.0, self.config.annealing.half_life, share)
+        batch_size = self.config.data.batch_size
+        if average.ramp_up is not None:
+            half_life = jnp.minimum(half_life, average.ramp_up * (seen + batch_size))
+        return jnp.float32(0.5) ** (batch_size / jnp.maximum(half_life, 1e-8))
+
+
+class Judged(NamedTuple):
+    """What the discriminator says of a batch."""
+
+    real: Float[Array, "B"] | None
+    fake: Float[Array, "B"] | None
+    statistics: Tree
+    penalties: dict[str, Array]
+
+
+def _latents(key: Key[Array, ""], count: int, size: int) -> Float[Array, "B Z"]:
+    """Normal latents, split over the devices like a batch.
+
+    Nothing else says so where there are no labels: every device would make all generated images.
+    """
+    latents = jax.random.normal(key, (count, size))
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or count % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+        return latents
+    return jax.lax.with_sharding_constraint(latents, P(BATCH_AXES))
+
+
+def _towards(start: float, end: float | None, share: Array) -> Any:
+    """Between two values; a plain number where there is nothing to change."""
+    return start if end is None or end == start else start + (end - start) * share
