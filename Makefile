@@ -31,7 +31,7 @@ demo: install
 	$(RUN) -m tools.report runs/demo
 
 test: install
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 test-slow: install
 	$(RUN) -m pytest -m slow

@@ -1,9 +1,9 @@
 """What every run's config has in common; a task's config class adds its own tables."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from genjax.config import Config
 from genjax.parallel.mesh import MeshConfig
@@ -11,6 +11,9 @@ from genjax.parallel.platform import PlatformConfig
 
 if TYPE_CHECKING:
     from genjax.task import Task
+
+BestIs = Literal["lowest", "highest"]
+"""Which value of a figure is the best."""
 
 
 class CheckpointConfig(Config):
@@ -23,7 +26,9 @@ class CheckpointConfig(Config):
     keep_every: int | None = Field(default=None, ge=1)
     """Keep for good each checkpoint whose step is a multiple of this."""
     best_metric: str | None = None
-    """Also keep the checkpoint with the lowest value of this figure of the evaluation."""
+    """Also keep the checkpoint with the best value of this figure of the evaluation."""
+    best_is: BestIs = "lowest"
+    """Which value of best_metric is the best: "lowest" for a distance, "highest" for a score."""
 
 
 class EvaluationTiming(Config):
@@ -62,6 +67,9 @@ class RunConfig(Config):
     """Number of training steps."""
     divergence_factor: float = Field(default=3.0, gt=1.0)
     """Stop when the training loss exceeds this many times the first logged loss."""
+    divergence_evaluations: int | None = Field(default=None, ge=1)
+    """Also stop when the figure of checkpoint.best_metric has been more than divergence_factor
+    times worse than its best in this many evaluations in a row."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When checkpoints are written and which are kept."""
     log: LogConfig = LogConfig()
@@ -70,6 +78,21 @@ class RunConfig(Config):
     """How many devices along each axis."""
     platform: PlatformConfig = PlatformConfig()
     """How JAX is set up."""
+
+    @model_validator(mode="after")
+    def _a_figure_to_judge_by(self) -> "RunConfig":
+        if self.divergence_evaluations is None:
+            return self
+        if self.checkpoint.best_metric is None:
+            raise ValueError(
+                "divergence_evaluations judges by the figure of checkpoint.best_metric, which is "
+                "not set: name a figure there, or leave divergence_evaluations out"
+            )
+        if self.evaluation_every() is None:
+            raise ValueError(
+                "divergence_evaluations judges by evaluations, and this config asks for none"
+            )
+        return self
 
     def make_task(self, assets: Path | None = None) -> "Task":
         """The task of this config.
@@ -83,6 +106,13 @@ class RunConfig(Config):
     def generation_schema(self) -> type[Config]:
         """The flat config of a request to `Task.generate`."""
         raise NotImplementedError(f"{type(self).__name__} does not generate")
+
+    def divergence_advice(self) -> str:
+        """What to change after a divergence: the start of a sentence that names config keys.
+
+        Families whose config has other keys give their own.
+        """
+        return "lower optimizer.learning_rate or optimizer.clip_norm"
 
     def evaluation_every(self) -> int | None:
         """Steps between evaluations during training, or None for no evaluation."""

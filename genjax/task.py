@@ -89,13 +89,18 @@ class Evaluation:
         name: names the figures, such as "validation".
         protocol: how the figures come about, printed beside them.
         batches: the batches, each this process' rows.
-        carry: the `TrainState.carry` to start from.
+        carry: what takes the place of `TrainState.carry` at the start, such as a recurrent state
+            of zeros, or `{}` for none; None keeps the state's own, where a model needs what
+            training gathered (batch statistics).
+        constants: arrays that the evaluation needs beside the state, such as the parameters of a
+            judge: they join the carry under their names, and are not compiled into the program.
     """
 
     name: str
     protocol: str
     batches: Batches
-    carry: dict[str, Tree] = dataclasses.field(default_factory=dict)
+    carry: dict[str, Tree] | None = None
+    constants: dict[str, Tree] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,8 +122,19 @@ class Sample(abc.ABC):
         """What a terminal shows of it."""
 
     @abc.abstractmethod
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Write its files, if it has any, below `folder`; returns the fields of its log line."""
+    def save(self, folder: Path, within: str = "") -> dict[str, Any]:
+        """Write its files, if it has any, and tell what a log says of it.
+
+        Args:
+            folder: what the paths in the log are relative to.
+            within: the sub-folder of it for the files, made if it is not there.
+
+        Returns:
+            The fields of its log line.
+
+        Raises:
+            OSError: a file could not be written; nothing is left of it.
+        """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,9 +147,9 @@ class TextSample(Sample):
         """The text itself."""
         return self.text
 
-    def save(self, folder: Path) -> dict[str, Any]:
+    def save(self, folder: Path, within: str = "") -> dict[str, Any]:
         """The text needs no file."""
-        del folder
+        del folder, within
         return {"text": self.text}
 
 
@@ -161,7 +177,8 @@ class Task(abc.ABC):
         Returns:
             The next state (`step` one higher) and scalar metrics. A metric that is not finite
             stops the run, so gradients' norms belong here. The one named "loss" is what the
-            divergence guard watches.
+            divergence guard watches; networks against each other have none, and are judged by a
+            figure of their evaluations (`RunConfig.divergence_evaluations`).
         """
 
     @abc.abstractmethod

@@ -9,7 +9,11 @@ import pytest
 _CACHE = Path(__file__).parent.parent / ".cache" / "xla"
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+if os.environ.get("JAX_COMPILATION_CACHE_DIR") in (None, str(_CACHE)):
+    # Each of pytest-xdist's workers has its own, for entries are not written in one piece; what
+    # they inherit is that of the process that started them.
+    _WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE / _WORKER)
 # Tests compile many small programs and run each a few times: optimising them costs more than it
 # saves. Set XLA_FLAGS to test what the compiler makes at its best.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")

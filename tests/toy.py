@@ -18,12 +18,19 @@ class ToyConfig(RunConfig):
     size: int = 64
     learning_rate: float = 0.2
     evaluation: int | None = None
+    samples: int | None = None
 
     def make_task(self, assets=None):
         return Toy(self)
 
     def evaluation_every(self):
         return self.evaluation
+
+    def samples_every(self):
+        return self.samples
+
+    def divergence_advice(self):
+        return "lower learning_rate"
 
 
 class Batches:

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from genjax.config import expand
 from genjax.errors import UserError
@@ -25,6 +26,10 @@ from tools.trained import Trained, add_run_arguments, load_trained, run_config
 from train.evaluate import Evaluator
 
 _ALLOWED = ("evaluation.", "data.source.")
+_MANY = 6
+"""More figures than this stand below each other, a column for each model."""
+_COLUMN = 10
+"""Letters of the widest numbers, such as 1,000,000."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,22 +106,51 @@ def _print(
     baselines: list[dict[str, Any]],
     seconds: float,
 ) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("model")
-    for figure in figures:
-        table.add_column(figure.replace("_", " "), justify="right")
-    rows = [{"name": f"step {trained.step}", **figures}, *baselines]
-    for row in rows:
-        table.add_row(row["name"], *(_number(row.get(figure)) for figure in figures))
     console = Console(highlight=False)
     console.print(f"{trained.run.folder}, {name}: {protocol} ({seconds:.1f} s)", markup=False)
-    console.print(table)
+    console.print(figures_table(f"step {trained.step}", figures, baselines, console.width))
+
+
+def figures_table(
+    model: str, figures: dict[str, float], baselines: Sequence[dict[str, Any]], width: int
+) -> Table:
+    """The figures of a model above those of trivial ones, or beside them where they are many.
+
+    Args:
+        model: what the model is called.
+        figures: its figures; those alone are shown.
+        baselines: trivial models, each with its "name" and those of the figures that it has.
+        width: columns of the terminal.
+    """
+    rows = [{"name": model, **figures}, *baselines]
+    titles = [figure.replace("_", " ") for figure in figures]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    needed = max(len(str(row["name"])) for row in rows) + sum(
+        max(_COLUMN, max(map(len, title.split()), default=0)) + 2 for title in titles
+    )
+    if len(figures) <= _MANY and needed <= width:
+        table.add_column("model", overflow="fold")
+        for title in titles:
+            table.add_column(title, justify="right", min_width=_COLUMN)
+        for row in rows:
+            values = [_number(row.get(figure)) for figure in figures]
+            table.add_row(Text(str(row["name"])), *values)
+        return table
+    table.add_column("figure", overflow="fold")
+    for row in rows:
+        table.add_column(Text(str(row["name"])), justify="right", min_width=_COLUMN)
+    for figure, title in zip(figures, titles, strict=True):
+        table.add_row(Text(title), *(_number(row.get(figure)) for row in rows))
+    return table
 
 
 def _number(value: float | None) -> str:
+    """Counts whole; small numbers with three digits that say something, others four decimals."""
     if value is None:
         return ""
-    return f"{value:,.0f}" if float(value).is_integer() and value > 1e3 else f"{value:.4f}"
+    if float(value).is_integer() and abs(value) > 1e3:
+        return f"{value:,.0f}"
+    return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""`python -m tools.generate RUN`: let a trained model write.
+"""`python -m tools.generate RUN`: let a trained model write or draw.
 
-The options after RUN belong to the run's family of models; `RUN --help` lists them.
+The options after RUN belong to the run's family of models; `RUN --help` lists them. Text is
+printed. Images and clips are written into RUN/generated, with the request beside them.
 """
 
 import argparse
@@ -8,15 +9,21 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from genjax.config import add_arguments, from_arguments
+from genjax.config import add_arguments, differences, from_arguments
 from genjax.errors import UserError
+from genjax.media import MediaSample
 from genjax.task import Sample
 from tools.trained import add_run_arguments, load_trained, run_config
+
+REQUEST = "request.json"
+"""The file beside generated images that says what they are."""
+_PATHS_SHOWN = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.generate", description=__doc__)
     add_run_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples (default 0)")
-    parser.add_argument("--output", type=Path, help="also write the samples here as JSON lines")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="text: also write it to this file as JSON lines; images and clips: the folder for "
+        "them (default RUN/generated/step-STEP-seed-SEED)",
+    )
     try:
         arguments = _run_first(arguments)
         if not arguments or arguments[0].startswith("-"):
@@ -39,10 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trained = load_trained(options.run, config, options.step)
         # Apart from the key of a run with the same seed.
         key = jax.random.fold_in(jax.random.key(options.seed), zlib.crc32(b"generate"))
+        told = {
+            "run": str(options.run.resolve()),
+            "step": trained.step,
+            "seed": options.seed,
+            "options": request.model_dump(mode="json"),
+        }
+        files = Files(options.run / "generated", options.output, told)
         with jax.set_mesh(trained.mesh):
             pieces = trained.task.generate(trained.state, key, request)
-            texts = show(pieces)
-        if options.output is not None:
+            texts = show(files.taken(pieces))
+        files.finish()
+        if options.output is not None and not files.saved:
             _write(options.output, texts)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -85,6 +105,104 @@ def show(pieces: Iterable[Sample]) -> dict[int, str]:
             print("\n" if current + 1 in texts else "", flush=True)
             current, printed = current + 1, 0
     return texts
+
+
+class Files:
+    """The folder of a request's images and clips; it is made when the first of them comes."""
+
+    def __init__(self, generated: Path, output: Path | None, request: dict[str, Any]) -> None:
+        """Choose no folder yet.
+
+        Args:
+            generated: where requests have their folders if they name none.
+            output: the folder that the user named.
+            request: what was asked for, to be written beside the files.
+        """
+        self._generated = generated
+        self._output = output
+        self._request = request
+        self._folder: Path | None = None
+        self.saved: list[dict[str, Any]] = []
+        """What the log says of each file: its path below the folder, and more."""
+
+    def taken(self, pieces: Iterable[Sample]) -> Iterator[Sample]:
+        """Save the images and clips among the pieces, and pass on the others.
+
+        Raises:
+            UserError: the folder belongs to something else, or a file cannot be written.
+        """
+        for piece in pieces:
+            if not isinstance(piece, MediaSample):
+                yield piece
+                continue
+            try:
+                if self._folder is None:
+                    self._folder = self._made()
+                fields = piece.save(self._folder)
+            except OSError as error:
+                raise UserError(
+                    f"--output {self._folder or self._output or self._generated}: cannot be "
+                    f"written ({error.strerror}); make room, or choose another folder"
+                ) from error
+            self.saved.append({"index": piece.index, **fields})
+            if len(self.saved) <= _PATHS_SHOWN:
+                path = self._folder / fields.get("image", fields.get("video", ""))
+                print(f"{path}  {piece.preview()}", flush=True)
+
+    def finish(self) -> None:
+        """Complete the request's file, and say how many files there are.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if self._folder is None:
+            return
+        try:
+            _write_json(self._folder / REQUEST, self._request | {"files": self.saved})
+        except OSError as error:
+            raise UserError(
+                f"{self._folder / REQUEST}: cannot be written ({error.strerror}); make room"
+            ) from error
+        print(f"{len(self.saved)} files in {self._folder}")
+
+    def _made(self) -> Path:
+        """The folder, with the request in it: a free one, or that of the same request."""
+        if self._output is not None:
+            if (reason := self._taken_by_others(self._output)) is not None:
+                raise UserError(f"--output {self._output}: {reason}; choose another folder")
+            folder = self._output
+        else:
+            name = f"step-{self._request['step']}-seed-{self._request['seed']}"
+            folder, number = self._generated / name, 1
+            while self._taken_by_others(folder) is not None:
+                number += 1
+                folder = self._generated / f"{name}-{number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / REQUEST, self._request)
+        return folder
+
+    def _taken_by_others(self, folder: Path) -> str | None:
+        """Why files of this request cannot go into a folder, or None."""
+        if folder.is_file():
+            return "it is a file, and images need a folder"
+        if not folder.is_dir() or not any(folder.iterdir()):
+            return None
+        try:
+            there = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+            there.pop("files", None)
+        except (OSError, ValueError, AttributeError, TypeError):
+            return "it holds files of something else"
+        changed = differences(there, self._request)
+        if not changed:
+            return None
+        line = changed[0].replace("in the run", "there")
+        return f"it holds the files of another request ({line})"
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def _write(path: Path, texts: dict[int, str]) -> None:

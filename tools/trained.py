@@ -83,7 +83,13 @@ def _step(checkpoints: Checkpoints, config: RunConfig, step: str) -> int | None:
             raise UserError(
                 "--step best: the run kept no best checkpoint; see checkpoint.best_metric"
             )
-        return checkpoints.best(config.checkpoint.best_metric)
+        best = checkpoints.best(config.checkpoint.best_metric, config.checkpoint.best_is)
+        if best is None:
+            raise UserError(
+                f"--step best: no checkpoint was saved with the figure "
+                f"{config.checkpoint.best_metric!r} yet; take the newest, or train longer"
+            )
+        return best
     if not step.isdigit() or int(step) not in steps:
         raise UserError(
             f"--step {step}: no such checkpoint; there are {', '.join(map(str, steps))}"

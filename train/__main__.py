@@ -153,7 +153,7 @@ def _train(config: RunConfig, folder: Path) -> int:
     from train.progress import Progress
     from train.run_directory import RunDirectory
     from train.signals import stop_on_signals
-    from train.writers import recorded
+    from train.writers import has_trained
 
     run = RunDirectory(folder)
     saved = load(run.config_file, schema=FAMILIES) if run.exists() else None
@@ -168,7 +168,7 @@ def _train(config: RunConfig, folder: Path) -> int:
                 task = config.make_task(run.assets)
             result = train(task, config, run, stop, progress)
         except UserError:
-            if saved is None and recorded(run, "train", "loss") is None:
+            if saved is None and not has_trained(run):
                 run.discard()
             raise
         finally:

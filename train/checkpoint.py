@@ -23,7 +23,7 @@ from flax import traverse_util
 
 from genjax.errors import UserError
 from genjax.parallel.partition import path_name
-from genjax.run_config import CheckpointConfig
+from genjax.run_config import BestIs, CheckpointConfig
 from genjax.task import TrainState
 from train.integrity import checksums
 from train.storage_errors import all_text, quiet, reason, without_orphans
@@ -107,7 +107,7 @@ class Checkpoints:
             if config.keep_every:
                 keep.append(managers.EveryNSteps(config.keep_every))
             if config.best_metric is not None:
-                keep.append(_Best(self, config.best_metric))
+                keep.append(_Best(self, config.best_metric, config.best_is))
             policies = managers.AnyPreservationPolicy(keep)
         # Orbax logs with tracebacks what it also raises, and its threads print more of the same.
         for name in ("absl", "asyncio"):
@@ -137,11 +137,15 @@ class Checkpoints:
         """The steps of all finished checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def best(self, metric: str) -> int | None:
-        """The step whose evaluation had the lowest value of a figure, or None if none was saved."""
+    def best(self, metric: str, best_is: BestIs = "lowest") -> int | None:
+        """The step whose evaluation had the best value of a figure, or None if none was saved.
+
+        Of equal values the earliest step is the best.
+        """
         values = {step: self.figures(step).get(metric, math.nan) for step in self.steps()}
         finite = {step: value for step, value in values.items() if math.isfinite(value)}
-        return min(finite, key=lambda step: finite[step], default=None)
+        pick = min if best_is == "lowest" else max
+        return pick(finite, key=lambda step: finite[step], default=None)
 
     def figures(self, step: int) -> dict[str, float]:
         """The figures saved with a checkpoint; empty if there are none or they are damaged."""
@@ -339,11 +343,12 @@ class Checkpoints:
 
 
 class _Best(managers.PreservationPolicy):
-    """Keeps the checkpoint with the lowest value of a figure."""
+    """Keeps the checkpoint with the best value of a figure."""
 
-    def __init__(self, checkpoints: Checkpoints, metric: str) -> None:
+    def __init__(self, checkpoints: Checkpoints, metric: str, best_is: BestIs) -> None:
         self._checkpoints = checkpoints
         self._metric = metric
+        self._best_is: BestIs = best_is
 
     def should_preserve(
         self,
@@ -353,7 +358,7 @@ class _Best(managers.PreservationPolicy):
     ) -> Sequence[bool]:
         """Whether to keep each checkpoint."""
         del context
-        best = self._checkpoints.best(self._metric)
+        best = self._checkpoints.best(self._metric, self._best_is)
         return [checkpoint.step == best for checkpoint in checkpoints]
 
 

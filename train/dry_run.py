@@ -1,5 +1,6 @@
 """What a run would be, without training: sizes, work and layout."""
 
+import functools
 import math
 from typing import Any
 
@@ -68,7 +69,8 @@ def dry_run(task: Task, config: RunConfig, console: Console) -> None:
         table.add_row(f"batch: {name}", f"{array.dtype} {list(array.shape)}", "")
     # Tracing finds what training would refuse at its first step, and costs nothing.
     with jax.set_mesh(mesh):
-        jax.eval_shape(task.train_step, shapes, batch)
+        step = functools.partial(task.train_step, variant=task.variant(0))
+        jax.eval_shape(step, shapes, batch)
     for unit, count in task.units_per_step().items():
         table.add_row(f"{unit} a step", f"{count:,}", "")
     table.add_row("steps", f"{config.steps:,}", "")

@@ -34,14 +34,15 @@ class Evaluator:
 
         Args:
             state: the trained state; it is not changed.
-            evaluation: what to go through, and the carry to start from.
+            evaluation: what to go through, and the carry to start from if not the state's own.
             stop: polled between batches.
             progress: told the batches done and their total.
 
         Raises:
             Interrupted: `stop` said so.
         """
-        state = dataclasses.replace(state, carry=evaluation.carry)
+        carry = state.carry if evaluation.carry is None else evaluation.carry
+        state = dataclasses.replace(state, carry={**carry, **evaluation.constants})
         totals: Any = None
         pending: Any = None
         count = len(evaluation.batches)

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping
 
+from genjax.run_config import BestIs
+
 
 class DivergenceGuard:
     """Watches the logged metrics of a run."""
@@ -26,3 +28,54 @@ class DivergenceGuard:
                     f"loss is {loss:.4g}, over {self._factor:g} times the first {self._first:.4g}"
                 )
         return None
+
+
+class FigureGuard:
+    """Watches one figure of the evaluations, where no loss tells how well a run does.
+
+    The losses of two networks that train against each other say little: a run is lost when what
+    it makes stays far worse than what it once made. "Times worse" has a meaning for positive
+    values only, so the best is the best positive one; a value that is not finite is worse than
+    any.
+    """
+
+    def __init__(self, name: str, factor: float, patience: int, best_is: BestIs) -> None:
+        """Allow fewer than `patience` values in a row `factor` times worse than the best."""
+        self._name = name
+        self._factor = factor
+        self._patience = patience
+        self._best_is = best_is
+        self._best: float | None = None
+        self._worse = 0
+
+    def problem(self, value: float) -> str | None:
+        """What is wrong after one more evaluation, or None.
+
+        The answer depends on all values so far, so that a run that goes on tells it those before.
+        """
+        if self._is_worse(value):
+            self._worse += 1
+        else:
+            self._worse = 0
+            if value > 0 and (self._best is None or self._better(value, self._best)):
+                self._best = value
+        if self._worse < self._patience:
+            return None
+        said = f"{self._name} is {value:.4g}"
+        if self._best is not None:
+            said += f", over {self._factor:g} times worse than its best {self._best:.4g}"
+        if self._patience > 1:
+            said += f", as in each of the last {self._patience} evaluations"
+        return said
+
+    def _is_worse(self, value: float) -> bool:
+        if not math.isfinite(value):
+            return True
+        if self._best is None:
+            return False
+        if self._best_is == "lowest":
+            return value > self._factor * self._best
+        return value < self._best / self._factor
+
+    def _better(self, value: float, other: float) -> bool:
+        return value < other if self._best_is == "lowest" else value > other

@@ -18,12 +18,12 @@ from genjax.task import Evaluation, Shard, Task, TrainState
 from train.checkpoint import Checkpoints, SaveError
 from train.clock import Clock
 from train.evaluate import Evaluator, Interrupted
-from train.guard import DivergenceGuard
+from train.guard import DivergenceGuard, FigureGuard
 from train.progress import Progress
 from train.run_directory import RunDirectory
 from train.signals import StopRequest
 from train.stream import BatchStream, place
-from train.writers import open_writers, recorded
+from train.writers import has_samples, open_writers, recorded, recorded_values
 
 UNSHARDED_TOLERANCE = 0.02
 """Share of the parameters' bytes that may stay whole under FSDP without a word."""
@@ -35,7 +35,7 @@ class Outcome(enum.IntEnum):
     FINISHED = 0
     """All steps are done and saved."""
     DIVERGED = 3
-    """A metric was not finite, or the loss went far above its start."""
+    """A metric was not finite, or the loss or a figure became far worse than it was."""
     NOT_SAVED = 4
     """The last checkpoint or the log could not be written."""
     INTERRUPTED = 75
@@ -101,6 +101,8 @@ def train(
         guard = DivergenceGuard(
             config.divergence_factor, recorded(run, "train", "loss", first=True)
         )
+        best_metric = config.checkpoint.best_metric
+        figure_guard: FigureGuard | None = None
         evaluator = Evaluator(task, mesh)
         # The same at every step, so that samples show what training changes, and apart from `key`.
         sample_key = jax.random.fold_in(key, zlib.crc32(b"samples"))
@@ -132,18 +134,22 @@ def train(
                 if (flops := task.flops_per_step()) is not None:
                     speed["flops_per_second"] = flops / step_time
             writers.record("speed", logged_step, speed)
-            shown = {"loss": f"{values['loss']:.4f}"} if "loss" in values else {}
+            losses = ["loss"] if "loss" in values else [n for n in values if n.endswith("_loss")]
+            shown = {name.replace("_", " "): f"{values[name]:.4f}" for name in losses[:2]}
             if step_time is not None:
                 shown["ms/step"] = f"{1000 * step_time:.1f}"
             progress.update(logged_step, shown)
             return guard.problem(values)
 
-        def evaluate(evaluation: Evaluation) -> dict[str, float]:
+        def evaluate(evaluation: Evaluation) -> tuple[dict[str, float], str | None]:
+            """The figures of the state, written; and what is wrong with them, if anything."""
             values = evaluator(state, evaluation, lambda: bool(stop))
             writers.record(evaluation.name, step, values | {"protocol": evaluation.protocol})
             text = "  ".join(f"{name} {_number(value)}" for name, value in values.items())
             progress.tell(f"step {step}  {evaluation.name}: {text}")
-            return values
+            if figure_guard is None or best_metric not in values:
+                return values, None
+            return values, figure_guard.problem(values[best_metric])
 
         def sample() -> None:
             pieces = list(task.samples(state, sample_key))
@@ -167,11 +173,40 @@ def train(
             except SaveError as error:
                 event(str(error))
 
+        def diverged(problem: str, *, judged_by_figure: bool = False) -> Result:
+            """Leave the checkpoints as they are, and name the one to go back to."""
+            good, which = settle(), "the last good checkpoint"
+            if judged_by_figure and best_metric is not None:
+                best = checkpoints.best(best_metric, config.checkpoint.best_is)
+                if best is not None:
+                    good, which = best, f"the best checkpoint by {best_metric}"
+            where = (
+                f"{which} is step {good} ({run.checkpoints / str(good)})"
+                if good is not None
+                else "there is no checkpoint yet"
+            )
+            message = (
+                f"stopped at step {step}: {problem}; {where}\n"
+                f"{config.divergence_advice()} and start in a new --workdir"
+            )
+            note(message)
+            return Result(Outcome.DIVERGED, step, figures, message)
+
         # ---- what an interrupted run still owes -------------------------------------------
         evaluation = task.evaluation(shard) if config.evaluation_every() else None
+        problem: str | None = None
         if evaluation is not None:
             # A batch that does not fit the mesh is better known now than at the first evaluation.
             place(evaluation.batches[0], mesh)
+            if best_metric is not None and config.divergence_evaluations is not None:
+                figure_guard = FigureGuard(
+                    best_metric,
+                    config.divergence_factor,
+                    config.divergence_evaluations,
+                    config.checkpoint.best_is,
+                )
+                for value in recorded_values(run, evaluation.name, best_metric, step):
+                    problem = figure_guard.problem(value)
         if step == 0:
             for baseline in task.baselines():
                 writers.record("baseline", 0, baseline)
@@ -180,17 +215,21 @@ def train(
             owed = _due(step, config.evaluation_every(), config.steps)
             if evaluation and owed and not recorded(run, evaluation.name, "step", step):
                 try:
-                    figures = evaluate(evaluation)
+                    figures, problem = evaluate(evaluation)
                 except Interrupted:
                     message = _stopped(stop, step, config.steps)
                     return Result(Outcome.INTERRUPTED, step, {}, message)
+            if problem is not None:
+                return diverged(problem, judged_by_figure=True)
+            if _due(step, config.samples_every(), config.steps) and not has_samples(run, step):
+                sample()
         if step >= config.steps:
             return Result(Outcome.FINISHED, step, figures, f"all {step} steps are done")
 
         # ---- the loop: its order makes a resumed run equal to an unbroken one -------------
         compiled: dict[Hashable, Callable[..., tuple[TrainState, dict[str, Any]]]] = {}
         pending: tuple[int, dict[str, Any]] | None = None
-        problem: str | None = None
+        owing = False
         progress.start(step, config.steps)
         while step < config.steps:
             batch = next(batches)
@@ -220,7 +259,7 @@ def train(
             )
             due_samples = _due(step, config.samples_every(), config.steps)
             due_save = _due(step, config.checkpoint.every, config.steps) or (
-                due_evaluation and config.checkpoint.best_metric is not None
+                due_evaluation and best_metric is not None
             )
             stopping = bool(stop)
             pause = due_evaluation or due_samples or due_save or stopping
@@ -231,17 +270,23 @@ def train(
                 problem = log(step, metrics)
                 pending = None
             if problem is not None:
-                return _diverged(step, problem, run, settle(), note)
+                return diverged(problem)
             if not pause:
                 continue
 
             with clock.paused(state):
                 figures = {}
+                # What a stop leaves undone here, a run that goes on does first.
+                owing = due_evaluation or due_samples
                 try:
                     if due_evaluation and evaluation is not None and not stopping:
-                        figures = evaluate(evaluation)
+                        figures, problem = evaluate(evaluation)
+                        owing = due_samples
+                    if problem is not None:
+                        return diverged(problem, judged_by_figure=True)
                     if due_samples and not stop:
                         sample()
+                        owing = False
                 except Interrupted:
                     pass
                 # Asked once: a stop that comes later has its turn after the next step.
@@ -264,7 +309,7 @@ def train(
         if (reason := writers.problem()) is not None:
             message = f"step {step} is saved, but lines of the log are lost: {reason.lower()}"
             return Result(Outcome.NOT_SAVED, step, figures, message)
-        if step < config.steps or (stop and evaluation and not figures):
+        if step < config.steps or (stop and owing):
             message = _stopped(stop, step, config.steps)
             note(message)
             return Result(Outcome.INTERRUPTED, step, figures, message)
@@ -288,24 +333,3 @@ def _stopped(stop: StopRequest, step: int, steps: int) -> str:
         f"stopped by {stop.signal_name}: saved step {step} of {steps}; "
         "the same command goes on from there"
     )
-
-
-def _diverged(
-    step: int,
-    problem: str,
-    run: RunDirectory,
-    good: int | None,
-    note: Callable[[str], None],
-) -> Result:
-    """Leave the checkpoints as they are, and name the last good one."""
-    where = (
-        f"the last good checkpoint is step {good} ({run.checkpoints / str(good)})"
-        if good is not None
-        else "there is no checkpoint yet"
-    )
-    message = (
-        f"stopped at step {step}: {problem}; {where}\n"
-        "lower optimizer.learning_rate or optimizer.clip_norm and start in a new --workdir"
-    )
-    note(message)
-    return Result(Outcome.DIVERGED, step, {}, message)

@@ -1,19 +1,18 @@
 """Where metrics and samples go: JSON lines always, TensorBoard and Weights & Biases if asked."""
 
+import collections
 import contextlib
 import json
 import math
-import socket
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 
-from genjax.errors import UserError
 from genjax.run_config import RunConfig
 from genjax.task import Sample
+from train.log_services import TensorBoard, WeightsAndBiases
 from train.run_directory import RunDirectory
 
 
@@ -63,8 +62,15 @@ class LineFile:
         self._file.close()
 
 
+_WAITING = 4
+"""Steps whose samples wait in memory for room on a full disk; grids of images may be large."""
+
+
 class JsonLines:
-    """`metrics.jsonl` and `samples.jsonl`, written line by line."""
+    """`metrics.jsonl` and `samples.jsonl`, written line by line.
+
+    Files of samples go to `samples/STEP/`; those of a step that is done again are overwritten.
+    """
 
     def __init__(self, run: RunDirectory, step: int) -> None:
         """Open the files and drop what they say of steps after `step`, which will be done again."""
@@ -73,6 +79,9 @@ class JsonLines:
         self._metrics = LineFile(run.metrics_file)
         self._samples = LineFile(run.samples_file)
         self._folder = run.folder
+        self._waiting: collections.deque[tuple[int, list[Sample]]] = collections.deque()
+        self.samples_lost = 0
+        """How many samples were given up because the disk stayed full."""
 
     def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""
@@ -80,112 +89,44 @@ class JsonLines:
         self._metrics.write(json.dumps(line))
 
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
-        """Append one line a sample to `samples.jsonl`."""
-        for sample in samples:
-            line = {"step": step, "index": sample.index, **sample.save(self._folder)}
-            self._samples.write(json.dumps(line, ensure_ascii=False))
-
-    def flush(self) -> None:
-        """Write the lines that could not be written before.
+        """Write the samples' files, and append one line a sample to `samples.jsonl`.
 
         Raises:
-            OSError: they still cannot be.
+            OSError: something could not be written; it is written before the next samples, unless
+                more than a few steps' wait by then.
+        """
+        self._waiting.append((step, list(samples)))
+        try:
+            self._save_samples()
+        except OSError:
+            while len(self._waiting) > _WAITING:
+                self.samples_lost += len(self._waiting.popleft()[1])
+            raise
+
+    def _save_samples(self) -> None:
+        while self._waiting:
+            step, samples = self._waiting[0]
+            while samples:
+                fields = samples[0].save(self._folder, f"samples/{step:08d}")
+                line = {"step": step, "index": samples.pop(0).index, **fields}
+                # From here on the line is the file's to keep.
+                self._samples.write(json.dumps(line, ensure_ascii=False))
+            self._waiting.popleft()
+
+    def flush(self) -> None:
+        """Write what could not be written before.
+
+        Raises:
+            OSError: it still cannot be.
         """
         self._metrics.flush()
         self._samples.flush()
+        self._save_samples()
 
     def close(self) -> None:
         """Close the files."""
         self._metrics.close()
         self._samples.close()
-
-
-_FLUSH_SECONDS = 5.0
-"""Seconds between flushes of an event file; each waits for the disk."""
-
-
-class TensorBoard:
-    """An event file for TensorBoard.
-
-    `tensorboardX.SummaryWriter` is not used: the thread that it writes in dies when the disk is
-    full, and the training then waits for it without end.
-    """
-
-    def __init__(self, folder: Path, step: int) -> None:
-        """Open an event file; events after `step` of an earlier one are purged by the viewer."""
-        from tensorboardX.proto import event_pb2
-        from tensorboardX.record_writer import RecordWriter
-
-        messages: Any = event_pb2
-        folder.mkdir(exist_ok=True)
-        self._event = messages.Event
-        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
-        self._flushed = -math.inf
-        self._writer = RecordWriter(str(folder / name))
-        self._write(step + 1, file_version="brain.Event:2")
-        start = messages.SessionLog(status=messages.SessionLog.START)
-        self._write(step + 1, session_log=start)
-
-    def _write(self, step: int, **content: Any) -> None:
-        event = self._event(wall_time=time.time(), step=step, **content)
-        self._writer.write(event.SerializeToString())
-        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-            self._flushed = time.monotonic()
-            self._writer.flush()
-
-    def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Write the numbers among the values as scalars named "kind/name"."""
-        from tensorboardX.summary import scalar
-
-        for key, value in values.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                self._write(step, summary=scalar(f"{kind}/{key}", value))
-
-    def samples(self, step: int, samples: Sequence[Sample]) -> None:
-        """Write samples as text."""
-        from tensorboardX.summary import text
-
-        for sample in samples:
-            self._write(
-                step, summary=text(f"sample/{sample.index}", f"```\n{sample.preview()}\n```")
-            )
-
-    def close(self) -> None:
-        """Close the event file."""
-        self._writer.close()
-
-
-class WeightsAndBiases:
-    """A run of a Weights & Biases project; continues the same run when resumed."""
-
-    def __init__(self, project: str, run: RunDirectory, config: Mapping[str, Any]) -> None:
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise UserError(
-                f"log.wandb_project: {project!r} needs Weights & Biases: pip install genjax[wandb]"
-            ) from error
-        identity = run.folder.resolve().as_posix().strip("/").replace("/", "-")[-64:]
-        self._run = wandb.init(
-            project=project,
-            id=identity,
-            name=run.folder.name,
-            dir=run.folder,
-            config=dict(config),
-            resume="allow",
-        )
-
-    def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Log the values as "kind/name"."""
-        self._run.log({f"{kind}/{key}": value for key, value in values.items()}, step=step)
-
-    def samples(self, step: int, samples: Sequence[Sample]) -> None:
-        """Log samples as text."""
-        self._run.log({f"sample/{sample.index}": sample.preview() for sample in samples}, step=step)
-
-    def close(self) -> None:
-        """Finish the upload."""
-        self._run.finish()
 
 
 class Writers:
@@ -236,6 +177,8 @@ class Writers:
                 self._lines.flush()
         except OSError as error:
             return error.strerror
+        if self._lines is not None and self._lines.samples_lost:
+            return f"{self._lines.samples_lost} samples found no room on the disk in time"
         return None
 
     def close(self) -> None:
@@ -289,6 +232,27 @@ def recorded(
     return values[0 if first else -1] if values else None
 
 
+def recorded_values(run: RunDirectory, kind: str, name: str, last: int) -> list[float]:
+    """All numbers that `metrics.jsonl` holds of a kind and name up to a step, in their order."""
+    return [
+        float(entry[name])
+        for _, entry in _entries(run.metrics_file)
+        if entry["kind"] == kind
+        and entry["step"] <= last
+        and (isinstance(entry.get(name), int | float) or entry.get(name) in _NOT_FINITE)
+    ]
+
+
+def has_trained(run: RunDirectory) -> bool:
+    """Whether `metrics.jsonl` holds any metric of a training step, whatever the family's are."""
+    return any(entry["kind"] == "train" for _, entry in _entries(run.metrics_file))
+
+
+def has_samples(run: RunDirectory, step: int) -> bool:
+    """Whether `samples.jsonl` holds any sample of a step."""
+    return any(entry["step"] == step for _, entry in _entries(run.samples_file))
+
+
 def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The intact lines of a log, as text and content; torn or garbled ones are passed over."""
     if not path.exists():
@@ -301,6 +265,9 @@ def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
             yield line, {"kind": None} | entry
+
+
+_NOT_FINITE = ("nan", "inf", "-inf")
 
 
 def _finite(value: Any) -> Any:

@@ -5,8 +5,10 @@ import math
 import re
 from html.parser import HTMLParser
 
-from fabricate import PROTOCOL, fabricate_run, write_lines
+import numpy as np
+from fabricate import GAN_BASELINES, PROTOCOL, fabricate_gan_run, fabricate_run, write_lines
 
+from genjax.media import ImageSample
 from tools.report.__main__ import main, write_report
 from tools.report.names import figure
 
@@ -214,13 +216,14 @@ def test_another_family_gets_a_chart_for_every_scalar(tmp_path):
         "Discriminator loss",
         "R1 penalty",
         "Augment: probability",
-        "Fid inception",
+        "FID (inception)",
         "Weights",
         "Images per second",
     ):
         assert title in page.text, title
-    assert "31.50 last" in page.text
-    assert len(page.all("figure", "chart")) == 7
+    assert "31.50 best, at step 20" in page.text
+    # The losses of the two networks share one.
+    assert len(page.all("figure", "chart")) == 6
     images = [a["src"] for a in page.all("img")]
     assert images == ["data:image/png;base64," + base64.b64encode(PIXEL).decode()]
     assert page.text.count("No such file in the run") == 2
@@ -309,3 +312,91 @@ def test_long_curves_are_thinned_on_the_page(tmp_path):
     counts = [len(re.findall("[ML]", a["d"])) for a in page.all("path") if "data-run" in a]
     assert 900 < max(counts) <= 1500
     assert len(source) < 700_000
+
+
+def images(page):
+    return [a for a in page.all("img") if "data-sample" in a]
+
+
+def test_an_adversarial_run_shows_losses_figures_baselines_and_grids(tmp_path):
+    path = fabricate_gan_run(tmp_path / "gan", steps=400)
+    page, source = report(path)
+    large = re.findall(r'<figure class="chart large"><figcaption><b>(.*?)</b>', source)
+    assert large == ["Losses of the networks", "FID (digits)"]
+    both = source[source.index("Losses of the networks") : source.index("<b>FID (digits)</b>")]
+    assert "Discriminator loss" in both and "Generator loss" in both
+    for said in (
+        "FID (digits) 7.563 best, at step 400",
+        "Inception Score (digits)",
+        "bars by FID (digits)",
+        "near 1 means D overfits",
+        "Images per second",
+    ):
+        assert said in page.text, said
+    places = [
+        page.text.index(name, page.text.index("Beside the baselines"))
+        for name in ("noise", "mean image", "this run", "real images against real images (floor)")
+    ]
+    assert places == sorted(places)
+    assert len(page.all("path", "level")) >= 3
+    ((_, evaluations),) = re.findall(r'(<table class="numbers beside">)(.*?)</table>', source)
+    assert all(name in evaluations for name in GAN_BASELINES)
+    assert evaluations.count(">none<") == 2
+    # A grid of each step, the real one once: it is the same at all.
+    assert len(images(page)) == 8 + 1
+    assert page.text.count("The same as at step 400.") == 7
+    newest = images(page)[:2]
+    assert [a["data-sample"] for a in newest] == ["0", "1"]
+    assert all(a["class"] == "pixels" and a["style"] == "width:512px" for a in newest)
+    assert "0 generated images, truncation: 1.0" in page.text
+
+
+def test_adversarial_runs_stand_side_by_side(tmp_path):
+    paths = [
+        fabricate_gan_run(tmp_path / f"gamma-{gamma}", steps=200, gamma=gamma)
+        for gamma in (0.1, 1.0, 10.0)
+    ]
+    page, source = report(*paths)
+    large = re.findall(r'<figure class="chart large"><figcaption><b>(.*?)</b>', source)
+    assert large == ["Discriminator loss", "Generator loss", "FID (digits)"]
+    assert len(page.all("div", "column")) == 3
+    # Equal files of different runs are shown in each.
+    assert len(images(page)) == 3 * (4 + 1)
+    assert {a["style"] for a in images(page)} == {"width:256px"}
+
+
+def test_the_best_is_the_one_that_the_run_kept(tmp_path):
+    path = fabricate_gan_run(tmp_path / "gan", steps=400)
+    config = (path / "config.toml").read_text()
+    config = config.replace("fid_digits", "recall").replace("lowest", "highest")
+    (path / "config.toml").write_text(config)
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "validation" and line["step"] == 150:
+            line["recall"] = 0.99
+    write_lines(path / "metrics.jsonl", lines)
+    page, _ = report(path)
+    assert "Recall 0.9900 best, at step 150" in page.text
+
+
+def test_clips_large_images_and_broken_ones(tmp_path):
+    path = fabricate_gan_run(tmp_path / "gan", steps=80)
+    folder = path / "samples"
+    large = ImageSample(index=0, name="large", image=np.zeros((1200, 1600, 3), np.uint8))
+    large.save(folder)
+    (folder / "broken.png").write_bytes(b"\x89PNG")
+    (folder / "clip.mp4").write_bytes(b"clip")
+    records = [
+        {"step": 90, "index": index, key: f"samples/{name}"}
+        for index, (key, name) in enumerate(
+            [("image", "large.png"), ("image", "broken.png"), ("video", "clip.mp4")]
+        )
+    ]
+    write_lines(path / "samples.jsonl", records)
+    page, source = report(path)
+    first, second = images(page)
+    assert first["style"] == "width:1600px" and "class" not in first
+    assert "style" not in second
+    (video,) = page.all("video")
+    assert video["src"] == "data:video/mp4;base64," + base64.b64encode(b"clip").decode()
+    assert "media-src data:" in source

@@ -1,13 +1,14 @@
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tools.report.charts import render, spread, ticks
 from tools.report.curves import Chart, Curve, Level, framed, smoothed, thinned
-from tools.report.names import duration, figure, metric, primary
-from tools.runs import Series
+from tools.report.names import Leader, duration, figure, leader, metric, primary
+from tools.runs import Run, Series
 
 
 def series(steps, values):
@@ -120,6 +121,46 @@ def test_numbers_as_people_read_them():
 
 def test_only_metrics_of_known_direction_rank():
     assert primary(["perplexity", "nats_per_token"]) == "nats_per_token"
-    assert primary(["fid_inception", "generator_loss"]) == "generator_loss"
-    assert primary(["fid_inception", "r1_penalty"]) is None
+    assert primary(["generator_loss", "r1_penalty"]) is None
+    assert primary(["r1_penalty", "reconstruction_loss"]) == "reconstruction_loss"
+    assert primary(["recall", "kid_digits", "fid_digits", "images"]) == "fid_digits"
+    assert primary(["coverage", "modes", "kl"]) == "kl"
     assert metric("images_per_second").better == "higher"
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "better"),
+    [
+        ("fid_digits_classifier", "FID (digits classifier)", "lower"),
+        ("fid50k", "FID (50k)", "lower"),
+        ("kid", "KID", "lower"),
+        ("precision_inception", "Precision (inception)", "higher"),
+        ("path_length_in_w_end", "Path length in W (end)", "lower"),
+        ("path_length", "Path length", None),
+        ("modes", "Modes", "higher"),
+        ("klaxons", "Klaxons", None),
+        ("fidelity", "Fidelity", None),
+        ("real_sign", "Sign on real images", None),
+    ],
+)
+def test_figures_of_images_are_known_by_the_start_of_their_names(name, title, better):
+    assert (metric(name).title, metric(name).better) == (title, better)
+
+
+def test_runs_rank_by_what_they_kept_their_best_by():
+    def run(**checkpoint):
+        return Run(Path("run"), {"checkpoint": checkpoint}, {}, [], [], [])
+
+    names = ["fid_digits", "recall", "beauty"]
+    by_recall = run(best_metric="recall", best_is="highest")
+    assert leader([by_recall], names) == Leader("recall", "higher")
+    assert leader([by_recall, by_recall], names) == Leader("recall", "higher")
+    # Before the field was there, the best was the lowest.
+    assert leader([run(best_metric="beauty")], names) == Leader("beauty", "lower")
+    for others in (
+        [by_recall, run(best_metric="beauty")],
+        [run(best_metric="none", best_is="lowest")],
+        [run(best_metric="gone", best_is="highest")],
+    ):
+        assert leader(others, names) == Leader("fid_digits", "lower")
+    assert leader([Run(Path("run"), {}, {}, [], [], [])], ["beauty"]) is None

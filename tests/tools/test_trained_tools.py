@@ -50,3 +50,21 @@ def test_another_text_is_measured_and_recorded(run):
 def test_what_belongs_to_the_run_stays(run, capsys):
     assert evaluate.main([str(run), "model.num_layers=2"]) == 2
     assert "can change evaluation." in capsys.readouterr().err
+
+
+def test_a_best_checkpoint_that_is_not_there_is_not_the_newest(run, capsys):
+    assert evaluate.main([str(run), "--step", "best"]) == 2
+    assert "kept no best checkpoint" in capsys.readouterr().err
+    config = (run / "config.toml").read_text()
+    changed = config.replace('best_metric = "none"', 'best_metric = "perplexity"')
+    assert changed != config
+    (run / "config.toml").write_text(changed)
+    try:
+        assert evaluate.main([str(run), "--step", "best"]) == 0
+        (run / "config.toml").write_text(changed.replace("perplexity", "bits_per_byte"))
+        for file in run.glob("checkpoints/*/figures/*"):
+            file.write_text("{}")
+        assert evaluate.main([str(run), "--step", "best"]) == 2
+        assert "no checkpoint was saved with the figure" in capsys.readouterr().err
+    finally:
+        (run / "config.toml").write_text(config)

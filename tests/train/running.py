@@ -42,7 +42,7 @@ def run_toy(config, folder, *, task=None, stop=None):
 def lines(folder, kind, name="metrics.jsonl"):
     """The lines of one kind in a run's log."""
     with (folder / name).open() as file:
-        return [entry for line in file if (entry := json.loads(line))["kind"] == kind]
+        return [entry for line in file if (entry := json.loads(line)).get("kind") == kind]
 
 
 def arrays(folder, config, step=None):

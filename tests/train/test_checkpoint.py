@@ -269,6 +269,14 @@ def test_the_best_outlives_sessions(tmp_path):
     reader.close()
 
 
+def test_the_best_may_be_the_highest(tmp_path):
+    values = [(1, 5.0), (2, 9.0), (3, float("inf")), (4, 7.0), (5, 9.0), (6, 1.0)]
+    assert figured(tmp_path, values, best_is="highest") == [2, 6]
+    reader = Checkpoints(tmp_path)
+    assert (reader.best("perplexity", "highest"), reader.best("perplexity")) == (2, 6)
+    reader.close()
+
+
 def test_damaged_figures_do_not_stop_anything(tmp_path):
     figured(tmp_path, [(1, 9.0), (2, 5.0), (3, 7.0)])
     (tmp_path / "2" / "figures" / "metadata").write_bytes(b"\x80{")

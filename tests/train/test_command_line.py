@@ -222,7 +222,7 @@ def test_a_mistake_before_the_first_step_leaves_no_run(toy, capsys, tmp_path):
 
 def test_divergence_ends_with_3(toy, capsys):
     code, said, _ = say(capsys, toy, "learning_rate=1e4", "divergence_factor=1.5")
-    assert code == 3 and "learning_rate" in said
+    assert code == 3 and "\nlower learning_rate and start in a new --workdir" in said
 
 
 def test_two_processes_on_one_run_directory(tmp_path):

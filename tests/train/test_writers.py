@@ -1,11 +1,18 @@
 """Logs: valid JSON whatever happens, cut to the restored step, and on the disk at once."""
 
 import json
+import struct
 import sys
+from io import BytesIO
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from tensorboardX.proto import event_pb2
 
 from genjax.errors import UserError
+from genjax.media import AnimationSample, ImageSample
 from genjax.run_config import LogConfig
 from genjax.task import TextSample
 from tests.toy import ToyConfig
@@ -195,6 +202,12 @@ class FakeWandb:
     def __init__(self):
         self.calls = []
 
+    def Image(self, data, caption):
+        return ("image", data.shape, caption)
+
+    def Video(self, data, caption, format):
+        return ("video", data.getvalue()[:4], caption, format)
+
     def init(self, **settings):
         self.calls.append(("init", settings))
         return self
@@ -220,3 +233,118 @@ def test_weights_and_biases_goes_on_with_the_same_run(run, monkeypatch):
     assert starts[0]["config"]["kind"] == "toy" and starts[0]["resume"] == "allow"
     assert ("log", {"train/loss": 0.5}, 1) in fake.calls
     assert fake.calls[-1] == ("finish",)
+
+
+# ---- images and clips ----------------------------------------------------------------------------
+
+
+def grid(value=0, name="grid", channels=3):
+    return ImageSample(
+        index=0,
+        name=name,
+        image=np.full((6, 5, channels), value, np.uint8),
+        caption={"what": "generated"},
+    )
+
+
+def clip():
+    frames = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 4, 4, 1)
+    return AnimationSample(index=1, name="walk", animation=frames, format="webp")
+
+
+def test_images_of_every_step_are_kept_and_later_ones_replaced(run):
+    lines = JsonLines(run, 0)
+    for step in (5, 10):
+        lines.samples(step, [grid(step), clip()])
+    lines.close()
+    resumed = JsonLines(run, 5)
+    resumed.samples(10, [grid(99)])
+    resumed.close()
+    found = entries(run.samples_file)
+    assert [(line["step"], line["index"]) for line in found] == [(5, 0), (5, 1), (10, 0)]
+    assert found[0] == {
+        "step": 5,
+        "index": 0,
+        "image": "samples/00000005/grid.png",
+        "what": "generated",
+    }
+    values = [np.asarray(Image.open(run.folder / found[i]["image"])).max() for i in (0, 2)]
+    assert values == [5, 99]
+
+
+def full_disk():
+    """A disk without room for pictures, until the returned context is undone."""
+    patch = pytest.MonkeyPatch()
+
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    patch.setattr(Path, "write_bytes", full)
+    return patch
+
+
+def test_images_wait_for_room_on_the_disk(run):
+    said = []
+    writers = Writers(JsonLines(run, 0), tell=said.append)
+    disk = full_disk()
+    writers.samples(5, [grid(5), TextSample(index=1, text="five")])
+    writers.record("train", 6, {"loss": 1.0})
+    writers.samples(10, [grid(10)])
+    assert writers.problem() == "No space left on device"
+    assert set(said) == {"cannot write the log (No space left on device); it is tried again later"}
+    assert entries(run.metrics_file) == [{"kind": "train", "step": 6, "loss": 1.0}]
+    assert not list(run.folder.rglob("*.part"))
+    disk.undo()
+    assert writers.problem() is None
+    writers.close()
+    found = [(line["step"], line["index"]) for line in entries(run.samples_file)]
+    assert found == [(5, 0), (5, 1), (10, 0)]
+    assert np.asarray(Image.open(run.folder / "samples/00000005/grid.png")).max() == 5
+
+
+def test_images_that_wait_too_long_are_given_up_and_told(run):
+    writers = Writers(JsonLines(run, 0), tell=lambda text: None)
+    disk = full_disk()
+    for step in range(1, 7):
+        writers.samples(step, [grid(step)])
+    disk.undo()
+    writers.samples(7, [grid(7)])
+    assert writers.problem() == "2 samples found no room on the disk in time"
+    writers.close()
+    assert [line["step"] for line in entries(run.samples_file)] == [3, 4, 5, 6, 7]
+
+
+def events(file):
+    """The events of a file of TensorBoard's: length, checksum, message, checksum."""
+    data = file.read_bytes()
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        yield event_pb2.Event.FromString(data[12 : 12 + length])
+        data = data[12 + length + 4 :]
+
+
+def test_tensorboard_shows_images_and_clips(run):
+    writers = open_writers(ToyConfig(log=LogConfig(tensorboard=True)), run, 0)
+    writers.samples(5, [grid(7), clip()])
+    writers.close()
+    (file,) = run.tensorboard.glob("events*")
+    values = {value.tag: value.image for event in events(file) for value in event.summary.value}
+    assert set(values) == {"sample/grid", "sample/walk"}
+    still, moving = values["sample/grid"], values["sample/walk"]
+    assert (still.height, still.width, still.colorspace) == (6, 5, 3)
+    assert np.asarray(Image.open(BytesIO(still.encoded_image_string))).max() == 7
+    shown = Image.open(BytesIO(moving.encoded_image_string))
+    assert (shown.format, shown.n_frames) == ("GIF", 3)
+
+
+def test_weights_and_biases_get_images_and_clips(run, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    writers = open_writers(ToyConfig(log=LogConfig(wandb_project="digits")), run, 0)
+    writers.samples(5, [grid(), grid(name="grey", channels=1), clip()])
+    writers.close()
+    ((values, step),) = [call[1:] for call in fake.calls if call[0] == "log"]
+    assert step == 5
+    assert values["sample/grid"] == ("image", (6, 5, 3), "grid (generated): 5 x 6 pixels, RGB")
+    assert values["sample/grey"][:2] == ("image", (6, 5))
+    assert values["sample/walk"][:2] == ("video", b"GIF8") and values["sample/walk"][3] == "gif"

@@ -85,8 +85,8 @@ def render(chart: Chart, *, legend: bool) -> str:
     lift = 0.0 if chart.large else LABEL_HEIGHT / 2
     places = spread([down(level.value) - lift for level in inside], LABEL_HEIGHT, height)
     right = "".join(
-        f'<span style="top:{place:.1f}px">{text(level.label)} <b>{text(figure(level.value, 3))}</b>'
-        "</span>"
+        f'<span style="top:{place:.1f}px" title={attribute(level.label)}>'
+        f"<i>{text(level.label)}</i> <b>{text(figure(level.value, 3))}</b></span>"
         for level, place in zip(inside, places, strict=True)
     )
     frame = "frame levelled" if inside and chart.large else "frame"

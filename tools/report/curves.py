@@ -1,12 +1,13 @@
 """From the scalars of runs to charts: grouping, smoothing, thinning, the range to show."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
-from tools.report.names import metric
+from tools.report.names import leader, metric
 from tools.runs import Run, Series
 
 Role = Literal["raw", "line", "points"]
@@ -182,8 +183,9 @@ def levels(runs: list[Run], name: str) -> list[Level]:
 def groups(runs: list[Run], labels: list[str]) -> list[Group]:
     """Every scalar that the runs have logged, as charts under headings.
 
-    The loss comes first and large: training and validation in one chart for one run, in two
-    charts for several. Then validation, training and speed, and every other kind of line.
+    What tells most comes first and large: the loss (training and validation in one chart for one
+    run, in two for several), or the losses of two networks and the figure that ranks them. Then
+    validation, training and speed, and every other kind of line.
     """
     last_step = max((record["step"] for run in runs for record in run.metrics), default=1) or 1
     single = len(runs) == 1
@@ -222,32 +224,14 @@ def groups(runs: list[Run], labels: list[str]) -> list[Group]:
         bare = Chart(known.title, known.note, made, marks, last_step=last_step)
         return framed(bare, allow_log=known.smooth)
 
-    training, validation = curves("train", "loss", 0), curves("validation", "nats_per_token", 1)
-    result = []
     shown = {("speed", "seconds")}
-    if training or validation:
-        shown |= {("train", "loss"), ("validation", "nats_per_token")}
-        marks = levels(runs, "nats_per_token")
-        note = "nats per token" if validation or marks else ""
-        if single:
-            both = [replace(curve, label="Training") for curve in training]
-            both += [replace(curve, label="Validation") for curve in validation]
-            parts = [("Loss", both)]
-        else:
-            parts = [
-                ("Training loss", curves("train", "loss")),
-                ("Validation loss", curves("validation", "nats_per_token")),
-            ]
-        result.append(
-            Group(
-                "Loss",
-                [
-                    framed(Chart(title, note, part, marks, True, last_step), allow_log=True)
-                    for title, part in parts
-                    if part
-                ],
-            )
-        )
+    heads = _heads(runs, single, found, curves, shown)
+    large = [
+        framed(replace(head, large=True, last_step=last_step), allow_log=True)
+        for head in heads
+        if head.curves
+    ]
+    result = [Group("Headline", large)] if large else []
     titles = {"validation": "Validation", "train": "Training", "speed": "Speed"}
     for kind in [*titles, *(kind for kind in found if kind not in titles)]:
         names = list(dict.fromkeys(name for series in found.get(kind, []) for name in series))
@@ -258,3 +242,48 @@ def groups(runs: list[Run], labels: list[str]) -> list[Group]:
         if charts:
             result.append(Group(titles.get(kind, kind.replace("_", " ").capitalize()), charts))
     return result
+
+
+def _heads(
+    runs: list[Run],
+    single: bool,
+    found: dict[str, list[dict[str, Series]]],
+    curves: Callable[[str, str, int | None], list[Curve]],
+    shown: set[tuple[str, str]],
+) -> list[Chart]:
+    """The charts that tell most, without their ranges; what they show is added to `shown`."""
+
+    def chart(title: str, note: str, made: list[Curve], name: str = "") -> Chart:
+        return Chart(title, note, made, levels(runs, name) if name else [])
+
+    heads = []
+    figures = list(dict.fromkeys(name for series in found.get("validation", []) for name in series))
+    training, nats = curves("train", "loss", 0), curves("validation", "nats_per_token", 1)
+    if training or nats:
+        shown |= {("train", "loss"), ("validation", "nats_per_token")}
+        note = "nats per token" if nats or levels(runs, "nats_per_token") else ""
+        if single:
+            both = [replace(curve, label="Training") for curve in training]
+            both += [replace(curve, label="Validation") for curve in nats]
+            heads.append(chart("Loss", note, both, "nats_per_token"))
+        else:
+            for title, made in (
+                ("Training loss", curves("train", "loss", None)),
+                ("Validation loss", curves("validation", "nats_per_token", None)),
+            ):
+                heads.append(chart(title, note, made, "nats_per_token"))
+    # Two networks against each other: neither loss tells how well they do, both that they go on.
+    opponents = ("discriminator_loss", "generator_loss")
+    shown |= {("train", name) for name in opponents}
+    if single:
+        both = [curve for i, name in enumerate(opponents) for curve in curves("train", name, i)]
+        heads.append(chart("Losses of the networks", "", both))
+    else:
+        heads += [chart(metric(name).title, "", curves("train", name, None)) for name in opponents]
+    main = leader(runs, figures)
+    if main is not None and "nats_per_token" not in figures:
+        shown.add(("validation", main.name))
+        made = curves("validation", main.name, 2 if single else None)
+        known = metric(main.name)
+        heads.append(chart(known.title, known.note, made, main.name))
+    return heads

@@ -7,7 +7,7 @@ import numpy as np
 
 from tools.report.charts import swatch
 from tools.report.html import details, section, table, text
-from tools.report.names import duration, figure, metric, primary
+from tools.report.names import duration, figure, leader, metric
 from tools.runs import Record, Run, scalars
 
 STATES = {
@@ -16,6 +16,9 @@ STATES = {
     "diverged": "diverged",
     "open": "no end recorded",
 }
+
+_MANY = 5
+"""More tiles than this are smaller."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,12 @@ def reached(run: Run) -> Reached:
     lines = run.records("validation")
     if not lines:
         return Reached(None, None)
-    name = primary(_names(lines))
-    if name is None:
+    main = leader([run], _names(lines))
+    if main is None:
         return Reached(None, lines[-1])
-    ranked = [line for line in lines if math.isfinite(scalars(line).get(name, math.nan))]
-    pick = min if metric(name).better == "lower" else max
-    best = pick(ranked, key=lambda line: line[name]) if ranked else None
+    ranked = [line for line in lines if math.isfinite(scalars(line).get(main.name, math.nan))]
+    pick = min if main.better == "lower" else max
+    best = pick(ranked, key=lambda line: line[main.name]) if ranked else None
     return Reached(best, lines[-1])
 
 
@@ -80,6 +83,7 @@ def tiles(run: Run) -> str:
         elif got.best:
             note += "<br>also the last"
         cells.append(_tile(metric(name).title, figure(value), note))
+    many = " many" if len(cells) > _MANY else ""
     first = "".join(cells) or _tile("Validation", "none yet", _last_loss(run))
     protocol = str((head or {}).get("protocol", ""))
     told = f'<p class="protocol">Protocol: {text(protocol)}</p>' if protocol else ""
@@ -93,7 +97,7 @@ def tiles(run: Run) -> str:
     if math.isfinite(total):
         speed.append(_tile("Wall time", duration(total), "training, all resumes"))
     second = f'<div class="tiles lesser">{"".join(speed)}</div>' if speed else ""
-    return f'<div class="tiles">{first}</div>{told}{second}'
+    return f'<div class="tiles{many}">{first}</div>{told}{second}'
 
 
 def overview(runs: list[Run], labels: list[str]) -> str:
@@ -149,32 +153,39 @@ def ranking(runs: list[Run], labels: list[str]) -> str:
     if not entries:
         return ""
     names = _names([figures for _, figures, _ in entries])
-    leader = primary(names)
-    if leader is None:
+    main = leader(runs, names)
+    if main is None:
         return ""
     for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
         got = reached(run)
         title = f"{swatch(index)}{text(label)}" if len(runs) > 1 else "this run"
         if got.best:
             entries.append((title, scalars(got.best), "own"))
-    lower = metric(leader).better == "lower"
+    lower = main.better == "lower"
 
     def place(entry: tuple[str, dict[str, float], str]) -> float:
-        value = entry[1].get(leader, math.nan)
-        return math.inf if not math.isfinite(value) else -value if lower else value
+        value = entry[1].get(main.name, math.nan)
+        return -math.inf if not math.isfinite(value) else -value if lower else value
 
     entries.sort(key=place)
-    longest = max((abs(f[leader]) for _, f, _ in entries if leader in f), default=0) or 1
+    longest = (
+        max(
+            (abs(f[main.name]) for _, f, _ in entries if math.isfinite(f.get(main.name, math.nan))),
+            default=0,
+        )
+        or 1
+    )
     body = []
     for title, figures, _ in entries:
-        value = figures.get(leader, math.nan)
+        value = figures.get(main.name, math.nan)
         share = 100 * abs(value) / longest if math.isfinite(value) else 0
         values = [figures.get(name, math.nan) for name in names]
         bar = f'<div class="bar"><i style="width:{share:.1f}%"></i></div>'
         body.append([title, bar, *(_cell(value) for value in values)])
     head = ["", "", *(text(metric(name).title) for name in names)]
     marks = [mark for _, _, mark in entries]
-    title = text(metric(leader).title.lower())
+    title = metric(main.name).title
+    title = text(title if title[:2].isupper() else title.lower())
     note = (
         f'<p class="note">Worst first, bars by {title}; a run stands with its best validation.</p>'
     )
@@ -191,7 +202,11 @@ def evaluations(runs: list[Run], labels: list[str]) -> str:
     for run, label in zip(runs, labels, strict=True):
         for index, record in enumerate(reversed(run.evaluations)):
             numbers = scalars(record)
-            words = {k: v for k, v in record.items() if k not in numbers and k != "step"}
+            words = {
+                k: v
+                for k, v in record.items()
+                if k not in numbers and k not in ("step", "baselines") and v not in ({}, None)
+            }
             step = record.get("step")
             title = " ".join(
                 part
@@ -209,9 +224,25 @@ def evaluations(runs: list[Run], labels: list[str]) -> str:
                 f'<p class="protocol">{text(name)}: {text(value)}</p>'
                 for name, value in words.items()
             )
-            body = f'<dl class="figures">{figures}</dl>{told}'
+            body = f'<dl class="figures">{figures}</dl>{_beside(record)}{told}'
             blocks.append(details(title, body, is_open=index == 0))
     return section("Evaluations", "".join(blocks), "evaluations")
+
+
+def _beside(record: Record) -> str:
+    """The baselines of an evaluation as a table, each with the figures that it has."""
+    baselines = record.get("baselines")
+    if not isinstance(baselines, list) or not baselines:
+        return ""
+    rows = [line for line in baselines if isinstance(line, dict)]
+    figures = [scalars(row) for row in rows]
+    names = _names(figures)
+    cells = [
+        [text(row.get("name", "")), *(_cell(values.get(name, math.nan)) for name in names)]
+        for row, values in zip(rows, figures, strict=True)
+    ]
+    head = ["Baselines", *(text(metric(name).title) for name in names)]
+    return table(head, cells, kind="numbers beside")
 
 
 def _names(lines: list[Record]) -> list[str]:
@@ -243,6 +274,8 @@ def _speed(name: str, value: float) -> str:
         return f"{100 * value:.1f}%"
     if name == "step_time":
         return f"{1000 * value:.3g} ms" if value < 1 else f"{figure(value, 3)} s"
+    if name == "compile_seconds":
+        return f"{figure(value, 3)} s"
     return figure(value, 3)
 
 

@@ -1,17 +1,13 @@
-"""What a run is made of and what it made: samples, config, environment, events."""
+"""What a run is made of and what happened to it: config, environment, events."""
 
-import base64
 import shlex
 from datetime import UTC, datetime
 from typing import Any
 
 from tools.report.charts import swatch
 from tools.report.html import details, section, table, text
-from tools.runs import Record, Run
+from tools.runs import Run
 
-IMAGES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp": "webp"}
-IMAGE_BYTES = 32 * 2**20
-"""Images are embedded up to this much in all, newest first; beyond it their paths are shown."""
 TIMES = ("started", "time", "date", "created")
 """Keys of environment.json that may say when a run began."""
 
@@ -38,33 +34,6 @@ def when(run: Run) -> str:
     if not path.is_file():
         return ""
     return f"last written {datetime.fromtimestamp(path.stat().st_mtime, UTC):%Y-%m-%d %H:%M} UTC"
-
-
-def samples(runs: list[Run], labels: list[str]) -> str:
-    """Samples by step, newest first and open; several runs stand side by side."""
-    budget = IMAGE_BYTES
-    columns = []
-    for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
-        by_step: dict[int, dict[Any, Record]] = {}
-        for position, record in enumerate(run.samples):
-            key = record["index"] if isinstance(record.get("index"), int) else f"line {position}"
-            by_step.setdefault(record["step"], {})[key] = record
-        blocks = []
-        for step in sorted(by_step, reverse=True):
-            parts = []
-            for record in by_step[step].values():
-                block, used = _sample(run, record, budget)
-                budget -= used
-                parts.append(block)
-            count = f'<span class="count">{len(parts)}</span>' if len(parts) > 1 else ""
-            body = f'<div class="samples">{"".join(parts)}</div>'
-            blocks.append(details(f"step {step:,} {count}", body, is_open=not blocks, kind="step"))
-        if blocks:
-            title = f"<h3>{swatch(index)}{text(label)}</h3>" if len(runs) > 1 else ""
-            columns.append(f'<div class="column">{title}{"".join(blocks)}</div>')
-    many = " many" if len(columns) > 1 else ""
-    body = f'<div class="columns{many}">{"".join(columns)}</div>' if columns else ""
-    return section("Samples", body, "samples")
 
 
 def configs(runs: list[Run], labels: list[str]) -> str:
@@ -171,36 +140,3 @@ def _value(entries: dict[str, Any], key: str) -> str:
     if value is None or value == "":
         return f'<span class="none">{"none" if value is None else "empty"}</span>'
     return text(value)
-
-
-def _sample(run: Run, record: Record, budget: int) -> tuple[str, int]:
-    """A sample as HTML, and the bytes of the images in it."""
-    extras = {
-        key: value
-        for key, value in record.items()
-        if key not in ("step", "index", "text", "image", "kind") and value is not None
-    }
-    caption = ", ".join(f"{text(key)}: {text(value)}" for key, value in extras.items())
-    body, used = "", 0
-    if "image" in record:
-        body, used = _image(run, str(record["image"]), budget)
-    if "text" in record:
-        body += f"<pre>{text(record['text'])}</pre>"
-    if not body:
-        body = '<p class="note">This sample has neither text nor an image.</p>'
-        caption = caption or "empty"
-    index = record.get("index")
-    number = f"<b>{index}</b> " if isinstance(index, int) else ""
-    return f'<figure class="sample"><figcaption>{number}{caption}</figcaption>{body}</figure>', used
-
-
-def _image(run: Run, name: str, budget: int) -> tuple[str, int]:
-    path = (run.path / name).resolve()
-    kind = IMAGES.get(path.suffix.lower())
-    if not path.is_relative_to(run.path) or not path.is_file():
-        return f'<p class="note">No such file in the run: {text(name)}</p>', 0
-    size = path.stat().st_size
-    if kind is None or size > budget:
-        return f'<p class="note">Not shown here: {text(name)}</p>', 0
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return f'<img alt="{text(name)}" src="data:image/{kind};base64,{data}">', size

@@ -1,8 +1,12 @@
 """How metrics are called on the page, and which way each gets better."""
 
 import math
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from tools.runs import Run
 
 Direction = Literal["lower", "higher"]
 
@@ -36,7 +40,46 @@ METRICS = {
     "compile_seconds": Metric("Compile time", "seconds", drawn=False),
     "step_time": Metric("Step time", "seconds", "lower"),
     "mfu": Metric("Model FLOPs utilisation", "share of peak", "higher"),
+    "discriminator_loss": Metric("Discriminator loss"),
+    "generator_loss": Metric("Generator loss"),
+    "real_sign": Metric("Sign on real images", "E[sign D(real)]; near 1 means D overfits"),
+    "fake_sign": Metric("Sign on generated images", "E[sign D(generated)]"),
+    "real_score": Metric("Score of real images", "mean of D(real)"),
+    "fake_score": Metric("Score of generated images", "mean of D(generated)"),
+    "r1_penalty": Metric("R1 penalty", "squared gradient of D at real images"),
+    "r2_penalty": Metric("R2 penalty", "squared gradient of D at generated images"),
+    "path_length": Metric("Path length", "of the generator's Jacobian"),
+    "augmentation_probability": Metric("Augmentation probability", smooth=False),
+    "discriminator_grad_norm": Metric("Discriminator gradient norm", "before clipping"),
+    "generator_grad_norm": Metric("Generator gradient norm", "before clipping"),
+    "discriminator_learning_rate": Metric("Discriminator learning rate", smooth=False),
+    "generator_learning_rate": Metric("Generator learning rate", smooth=False),
+    "images": Metric("Images", "counted", drawn=False),
+    "images_per_second": Metric("Images per second", "", "higher"),
 }
+
+FIGURES = {
+    "fid": Metric("FID", "Frechet distance of features", "lower"),
+    "kid": Metric("KID", "kernel distance of features", "lower"),
+    "kl": Metric("KL divergence", "of the modes, in nats", "lower"),
+    "modes": Metric("Modes", "found", "higher"),
+    "high_quality_share": Metric("High-quality share", "of the samples", "higher"),
+    "conditioning_accuracy": Metric("Conditioning accuracy", "share of 1", "higher"),
+    "inception_score": Metric("Inception Score", "", "higher"),
+    "precision": Metric("Precision", "share of samples near real ones", "higher"),
+    "recall": Metric("Recall", "share of real ones near samples", "higher"),
+    "density": Metric("Density", "", "higher"),
+    "coverage": Metric("Coverage", "share of real ones with a sample near", "higher"),
+    "path_length_in_w": Metric("Path length in W", "perceptual", "lower"),
+    "path_length_in_z": Metric("Path length in Z", "perceptual", "lower"),
+}
+"""Figures of images, in the order in which they rank runs.
+
+Their names go on with what they stand on, such as the network whose features they compare:
+"fid_digits" is the FID over the features of "digits".
+"""
+
+_FIGURE = re.compile(rf"({'|'.join(sorted(FIGURES, key=len, reverse=True))})(?![a-zA-Z])(.*)")
 
 
 def metric(name: str) -> Metric:
@@ -47,6 +90,9 @@ def metric(name: str) -> Metric:
     """
     if name in METRICS:
         return METRICS[name]
+    if (found := _FIGURE.fullmatch(name)) is not None:
+        known, rest = FIGURES[found[1]], found[2].strip("_/ ").replace("_", " ")
+        return replace(known, title=f"{known.title} ({rest})") if rest else known
     title = name.replace("_", " ").replace("/", ": ").strip() or name
     better: Direction | None = "lower" if name.endswith("loss") else None
     if name.endswith("_per_second"):
@@ -57,8 +103,40 @@ def metric(name: str) -> Metric:
 def primary(names: list[str]) -> str | None:
     """The metric that ranks runs: the first of these whose better direction is known."""
     known = [name for name in METRICS if name in names and METRICS[name].better]
-    guessed = [name for name in names if name not in METRICS and metric(name).better]
-    return next(iter(known + guessed), None)
+    others = {name: _FIGURE.fullmatch(name) for name in names if name not in METRICS}
+    figures = [
+        name for figure in FIGURES for name, found in others.items() if found and found[1] == figure
+    ]
+    guessed = [name for name in others if metric(name).better]
+    return next(iter(known + figures + guessed), None)
+
+
+@dataclass(frozen=True)
+class Leader:
+    """The metric that ranks runs."""
+
+    name: str
+    better: Direction
+
+
+def leader(runs: Sequence[Run], names: Sequence[str]) -> Leader | None:
+    """What ranks runs, of these names: the figure that they kept their best checkpoint by.
+
+    Where they name none, or not the same, it is `primary`.
+    """
+    tables = [run.config.get("checkpoint") for run in runs]
+    wanted = {
+        (str(table.get("best_metric")), str(table.get("best_is", "lowest")))
+        for table in tables
+        if isinstance(table, dict)
+    }
+    if len(wanted) == 1:
+        ((name, best_is),) = wanted
+        if name in names:
+            return Leader(name, "higher" if best_is == "highest" else "lower")
+    name = primary(list(names))
+    better = metric(name).better if name is not None else None
+    return Leader(name, better) if name is not None and better is not None else None
 
 
 def figure(value: float, digits: int = 4) -> str:

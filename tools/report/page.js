@@ -83,3 +83,29 @@ for (const button of document.querySelectorAll(".legend button")) {
     }
   });
 }
+// Images over training: a slider shows those of an earlier step in the place of the newest.
+for (const column of document.querySelectorAll("#samples .column")) {
+  const steps = Array.from(column.querySelectorAll("details.step"), (block) => ({
+    block,
+    name: block.querySelector(".at").textContent,
+    sources: new Map(Array.from(block.querySelectorAll("img[data-sample]"),
+      (image) => [image.dataset.sample, image.src])),
+  })).filter(({ sources }) => sources.size);
+  if (steps.length < 2) continue;
+  const [newest] = steps, last = steps.length - 1;
+  const strip = document.createElement("label"), slider = document.createElement("input");
+  strip.className = "scrub";
+  slider.type = "range";
+  slider.max = slider.value = String(last);
+  slider.setAttribute("aria-label", "Step of the images");
+  strip.append("Over training", slider);
+  slider.addEventListener("input", () => {
+    const { name, sources } = steps[last - Number(slider.value)];
+    newest.block.open = true;
+    newest.block.querySelector(".at").textContent = name;
+    for (const image of newest.block.querySelectorAll("img[data-sample]")) {
+      image.src = sources.get(image.dataset.sample) ?? newest.sources.get(image.dataset.sample);
+    }
+  });
+  newest.block.before(strip);
+}

@@ -11,6 +11,7 @@ from tools.report.charts import COLOURS, DASHES, render, swatch
 from tools.report.curves import EARLY_HALF_LIFE, HALF_LIFE, groups
 from tools.report.html import section, text
 from tools.report.names import figure
+from tools.report.samples import samples
 from tools.runs import Run, scalars
 
 HERE = Path(__file__).parent
@@ -47,7 +48,7 @@ def page(runs: list[Run]) -> str:
         "" if single else figures.overview(runs, labels),
         figures.ranking(runs, labels),
         _curves(runs, labels),
-        material.samples(runs, labels),
+        samples(runs, labels),
         figures.evaluations(runs, labels),
         material.configs(runs, labels),
         material.environments(runs, labels),
@@ -57,7 +58,7 @@ def page(runs: list[Run]) -> str:
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{digest}'"
     )
     return (
