@@ -46,8 +46,24 @@ def _equation_flops(equation: core.JaxprEqn) -> float:
     if name == "cond":
         # Alternatives for other backends, or for other values: the largest.
         return max(_jaxpr_flops(branch.jaxpr) for branch in params["branches"])
-    turns = params["length"] if name == "scan" else 1
+    turns = 1
+    if name == "scan":
+        turns = params["length"]
+    elif name == "shard_map":
+        turns = _shards(params)
     return turns * sum(_jaxpr_flops(inner) for inner in _inner(params))
+
+
+def _shards(params: dict[str, Any]) -> int:
+    """In how many parts a hand-split piece works, each of which it is traced for."""
+    specs = (*params["in_specs"], *params["out_specs"])
+    axes = {
+        axis
+        for spec in specs
+        for entry in spec
+        for axis in ((entry,) if isinstance(entry, str) else entry or ())
+    }
+    return math.prod(params["mesh"].shape[axis] for axis in axes)
 
 
 def _convolution_flops(equation: core.JaxprEqn) -> float:

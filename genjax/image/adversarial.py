@@ -22,7 +22,7 @@ from genjax.data.image_sources import open_images
 from genjax.errors import UserError
 from genjax.flops import count_flops
 from genjax.image.adversarial_config import AdversarialConfig, ImageGenerationConfig
-from genjax.image.adversarial_evaluation import AdversarialEvaluation
+from genjax.image.adversarial_evaluation import JUDGE, AdversarialEvaluation
 from genjax.image.adversarial_step import GENERATOR, AdversarialStep, Variant
 from genjax.image.classifier import save_classifier
 from genjax.image.features import CLASSIFIER, make_extractor
@@ -119,7 +119,7 @@ class Adversarial(Task):
 
     def eval_step(self, state: TrainState, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
         """Features of a batch of real and of generated images."""
-        return state.carry, self.evaluator.step(self._variables(state), batch)
+        return state.carry, self.evaluator.step(self._variables(state), state.carry[JUDGE], batch)
 
     def combine(self, totals: Any, sums: Any) -> Any:
         """Figures need the features of all images: they are gathered."""

@@ -21,6 +21,9 @@ from genjax.image.metrics.modes import mode_coverage_floor
 from genjax.image.metrics.path_length import lerp, path_distances, slerp
 from genjax.task import Batch, Evaluation, Shard, Tree
 
+JUDGE = "feature_extractor"
+"""The extractor's parameters among what an evaluation hands to its step."""
+
 _EPSILON = 1e-4
 """Step along a path between latents, of perceptual path length."""
 
@@ -75,12 +78,19 @@ class AdversarialEvaluation:
             f"({config.split}); {self.extractor.describe()}{averaged}"
         )
         batches = _Remembering(images, self._store, self._set_name(config.split))
-        return Evaluation("validation", protocol, batches, carry=None)
+        constants = {JUDGE: self.extractor.params}
+        return Evaluation("validation", protocol, batches, constants=constants)
 
     # ---- one batch, on the devices ------------------------------------------------------------
 
-    def step(self, variables: Tree, batch: Batch) -> dict[str, Any]:
-        """Features of real images (where the batch has them) and of generated ones."""
+    def step(self, variables: Tree, judge: Tree, batch: Batch) -> dict[str, Any]:
+        """Features of real images (where the batch has them) and of generated ones.
+
+        Args:
+            variables: the generator's.
+            judge: the extractor's parameters.
+            batch: of `evaluation`.
+        """
         config, labels = self.config, batch.get("labels")
         size, truncation = config.model.latent_size, config.evaluation.truncation
 
@@ -90,15 +100,15 @@ class AdversarialEvaluation:
             )
 
         latents = latents_by_number(self._key, batch["index"], size)
-        generated = self.extractor.apply(self.extractor.params, draw(latents))
+        generated = self.extractor.apply(judge, draw(latents))
         result: dict[str, Any] = {"weights": batch["weights"], "generated": generated}
         if labels is not None:
             result["labels"] = labels
         if "images" in batch:
-            result["real"] = self.extractor.apply(self.extractor.params, batch["images"])
+            result["real"] = self.extractor.apply(judge, batch["images"])
         if self._figures.needs_paths:
             other = latents_by_number(jax.random.fold_in(self._key, 1), batch["index"], size)
-            result["distances"] = self._path_distances(variables, latents, other, batch)
+            result["distances"] = self._path_distances(variables, judge, latents, other, batch)
         return result
 
     def _path_distances(self, variables: Tree, start: Array, end: Array, batch: Batch) -> Array:
@@ -120,7 +130,7 @@ class AdversarialEvaluation:
                 images = self.view.synthesis(variables, between)
             else:
                 images = self.view.images(variables, slerp(start, end, position), labels)
-            return self.extractor.apply(self.extractor.params, images, quantize=False).features
+            return self.extractor.apply(judge, images, quantize=False).features
 
         return path_distances(features(place), features(place + _EPSILON), _EPSILON)
 

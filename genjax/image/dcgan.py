@@ -1,13 +1,16 @@
 """DCGAN: convolutions that double and halve the size, with batch normalisation.
 
 Radford, Metz and Chintala 2016, "Unsupervised representation learning with deep convolutional
-generative adversarial networks". Labels enter both networks as a concatenated one-hot vector
-(Mirza and Osindero 2014, "Conditional generative adversarial nets").
+generative adversarial networks". Labels join the generator's latents as a one-hot vector (Mirza
+and Osindero 2014, "Conditional generative adversarial nets"); in the discriminator they join the
+image in the same way, or a class's embedding is multiplied with the last features (Miyato and
+Koyama 2018, "cGANs with projection discriminator").
 
 Letters: B batch, H height, W width, C channels, Z latent size.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -19,6 +22,9 @@ from genjax.image.labels import one_hot
 from genjax.image.sizes import resolutions
 from genjax.nn.batch_norm import BatchNorm
 from genjax.nn.convolution import Conv, ConvTranspose, PaddingMode
+
+Conditioning = Literal["projection", "concatenation"]
+"""How labels enter the discriminator."""
 
 _KERNEL = nn.initializers.normal(0.02)
 
@@ -104,7 +110,9 @@ class DCGANDiscriminator(nn.Module):
 
     Attributes:
         image_shape: (H, W, C) of the images.
-        num_classes: classes of the labels; 0 for none. They join the last features.
+        num_classes: classes of the labels; 0 for none.
+        conditioning: how labels enter: "projection" on the last features, or "concatenation" with
+            the image, one more channel for each class.
         base_channels: channels after the first convolution; each next one has twice as many.
         max_channels: but at most this.
         use_batch_norm: whether the convolutions between the first and the last layer are
@@ -115,6 +123,7 @@ class DCGANDiscriminator(nn.Module):
 
     image_shape: tuple[int, int, int]
     num_classes: int = 0
+    conditioning: Conditioning = "projection"
     base_channels: int = 64
     max_channels: int = 512
     use_batch_norm: bool = True
@@ -132,7 +141,11 @@ class DCGANDiscriminator(nn.Module):
         """Logits, float32 [B]."""
         count = len(resolutions(self.image_shape)) - 1
         activation: Callable[[Array], Array] = lambda x: nn.leaky_relu(x, 0.2)  # noqa: E731
+        classes = one_hot(labels, self.num_classes, images.dtype)
         hidden = images
+        if classes is not None and self.conditioning == "concatenation":
+            planes = jnp.broadcast_to(classes[:, None, None], (*images.shape[:3], self.num_classes))
+            hidden = jnp.concatenate([images, planes], -1)
         for level in range(count):
             normalized = self.use_batch_norm and level > 0
             hidden = Conv(
@@ -152,9 +165,8 @@ class DCGANDiscriminator(nn.Module):
             hidden = activation(hidden)
         hidden = hidden.reshape(len(hidden), -1)
         hidden = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
-        classes = one_hot(labels, self.num_classes, hidden.dtype)
-        if classes is not None:
-            # One more layer, without which the label could only shift the logit.
-            hidden = jnp.concatenate([hidden, classes], -1)
-            hidden = activation(nn.Dense(self.base_channels * 4, name="joint")(hidden))
-        return nn.Dense(1, kernel_init=_KERNEL, name="output")(hidden)[:, 0]
+        logits = nn.Dense(1, kernel_init=_KERNEL, name="output")(hidden)[:, 0]
+        if labels is not None and self.conditioning == "projection":
+            table = self.param("class_embedding", _KERNEL, (self.num_classes, hidden.shape[-1]))
+            logits += jnp.sum(hidden * table[labels], -1)
+        return logits

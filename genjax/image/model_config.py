@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from pydantic import Field, model_validator
 
 from genjax.config import Config
-from genjax.image.dcgan import DCGANDiscriminator, DCGANGenerator
+from genjax.image.dcgan import Conditioning, DCGANDiscriminator, DCGANGenerator
 from genjax.image.dense_gan import DenseDiscriminator, DenseGenerator
 from genjax.image.r3gan import R3Discriminator, R3Generator
 from genjax.image.sizes import resolutions
@@ -102,6 +102,9 @@ class DCGANConfig(_Model):
     """Channels at half the image's size; each smaller size has twice as many."""
     max_channels: Positive = 512
     """Channels of any layer at most."""
+    conditioning: Conditioning = "projection"
+    """How labels enter the discriminator: "projection" of a class on the last features, or
+    "concatenation" with the image."""
     discriminator_batch_norm: bool = True
     """Batch normalisation in the discriminator; turn it off for gradient penalties."""
     padding_mode: PaddingMode = "zeros"
@@ -120,7 +123,11 @@ class DCGANConfig(_Model):
         }
         return Networks(
             DCGANGenerator(latent_size=self.latent_size, **shared),
-            DCGANDiscriminator(use_batch_norm=self.discriminator_batch_norm, **shared),
+            DCGANDiscriminator(
+                conditioning=self.conditioning,
+                use_batch_norm=self.discriminator_batch_norm,
+                **shared,
+            ),
         )
 
 
