@@ -111,7 +111,9 @@ class AdversarialEvaluation:
             result["distances"] = self._path_distances(variables, judge, latents, other, batch)
         return result
 
-    def _path_distances(self, variables: Tree, start: Array, end: Array, batch: Batch) -> Array:
+    def _path_distances(
+        self, variables: Tree, judge: Tree, start: Array, end: Array, batch: Batch
+    ) -> Array:
         """Perceptual distances of a small step between two latents, in W or in Z."""
         labels = batch.get("labels")
         place_key = jax.random.fold_in(self._key, 2)
