@@ -6,14 +6,15 @@ RUN := $(VENV)/bin/python
 # Groups and extras of pyproject.toml; `make install EXTRAS=cuda13` for a GPU.
 EXTRAS ?= text
 
-.PHONY: help install demo test test-slow check format benchmark clean
+.PHONY: help install demo demo-image test test-slow check format benchmark clean
 
 help:
 	@echo "make demo       train a small transformer on built-in text (two minutes) and let it write"
+	@echo "make demo-image train a conditional GAN on the built-in digits (three minutes), see runs/demo-image"
 	@echo "make test       all tests but the slow ones; make test-slow: those"
 	@echo "make check      format, lint, types, import rules and the fast tests"
 	@echo "make format     apply the formatter"
-	@echo "make benchmark  speed of the language models, beside PyTorch where it is installed"
+	@echo "make benchmark  speed of the models, beside PyTorch where it is installed"
 	@echo "make install    make the environment (EXTRAS=cuda12|cuda13|tpu for accelerators)"
 
 install: $(VENV)/installed-$(EXTRAS)
@@ -29,6 +30,12 @@ demo: install
 	$(RUN) -m tools.evaluate runs/demo
 	$(RUN) -m tools.generate runs/demo --prompt "The import statement" --max-tokens 400
 	$(RUN) -m tools.report runs/demo
+
+demo-image: install
+	$(RUN) -m train configs/image/demo.toml --workdir runs/demo-image
+	$(RUN) -m tools.evaluate runs/demo-image
+	$(RUN) -m tools.generate runs/demo-image --count 100 --seed 0
+	$(RUN) -m tools.report runs/demo-image
 
 test: install
 	$(RUN) -m pytest -n 2 --dist loadfile
@@ -49,6 +56,7 @@ format: install
 
 benchmark: install
 	$(RUN) -m benchmarks.text
+	$(RUN) -m benchmarks.image
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache
