@@ -220,13 +220,17 @@ class AdversarialStep:
         state = self._with_carry(
             state, DISCRIMINATOR, statistics=judged.statistics, monitors=judged.penalties
         )
+        # A relativistic discriminator's logits have no zero but each other's.
+        real_logits, fake_logits = judged.real, judged.fake
+        if self._loss.pairs:
+            real_logits, fake_logits = real_logits - fake_logits, fake_logits - real_logits
         metrics = {
             "discriminator_loss": loss,
             "discriminator_grad_norm": optax.tree.norm(grads),
             "real_score": jnp.mean(judged.real),
             "fake_score": jnp.mean(judged.fake),
-            "real_sign": jnp.mean(jnp.sign(judged.real)),
-            "fake_sign": jnp.mean(jnp.sign(judged.fake)),
+            "real_sign": jnp.mean(jnp.sign(real_logits)),
+            "fake_sign": jnp.mean(jnp.sign(fake_logits)),
         }
         if variant.penalties and lazy:
 
@@ -240,7 +244,7 @@ class AdversarialStep:
             grads, penalties = jax.grad(penalty, has_aux=True)(state.params[DISCRIMINATOR])
             state = self._apply(state, DISCRIMINATOR, grads, share)
             state = self._with_carry(state, DISCRIMINATOR, monitors=penalties)
-        return state, metrics, judged.real
+        return state, metrics, real_logits
 
     def _judge(
         self,

@@ -1,6 +1,8 @@
 """Where a run's images are compared: the extractor of its config, and features kept on disk."""
 
+import contextlib
 import hashlib
+import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,8 +126,8 @@ class FeatureStore:
         path = self._path(name)
         if name not in self._known and path is not None and path.exists():
             try:
-                with np.load(path) as file:
-                    self._known[name] = Features(file["features"], file.get("probabilities"))
+                with path.open("rb") as file, np.load(file) as arrays:
+                    self._known[name] = Features(arrays["features"], arrays.get("probabilities"))
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 # Half a file, as after a crash of the machine: it is made anew.
                 return None
@@ -137,7 +139,8 @@ class FeatureStore:
         path = self._path(name)
         if path is None:
             return
-        part = path.with_suffix(".part")
+        # Runs that share the folder may make the same features at the same time.
+        part = path.with_suffix(f".{os.getpid()}.part")
         arrays = {"features": features.features}
         if features.probabilities is not None:
             arrays["probabilities"] = features.probabilities
@@ -147,7 +150,8 @@ class FeatureStore:
                 np.savez(file, **arrays)
             part.replace(path)
         except OSError:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
 
 
 def extract(
