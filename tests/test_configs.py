@@ -30,6 +30,13 @@ STAND_IN = (
     "How vexingly quick daft zebras jump: sphinx of black quartz, judge my vow!<|endoftext|>"
 ) * 60
 STAND_IN_VOCABULARY = 300
+# Counting their work traces penalties through ADA, which takes seconds; configs of smaller steps
+# of the same families are counted.
+TRACED_SLOWLY = {
+    name
+    for name in CONFIGS
+    if name.startswith(("image/stylegan2", "image/textures", "image/r3gan"))
+}
 
 pytestmark = pytest.mark.fast
 
@@ -145,7 +152,8 @@ def test_a_debug_size_is_small(name, stand_in):
     config = load(CONFIGS[name], debug=True, schema=FAMILIES)
     task, _ = make_task(config, stand_in)
     assert config.steps <= 10
-    assert task.flops_per_step() * config.steps < 1e10
+    if name not in TRACED_SLOWLY:
+        assert task.flops_per_step() * config.steps < 1e10
     params = jax.eval_shape(lambda: task.init(jax.random.key(0))).params
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) < 1e6
 
