@@ -24,7 +24,14 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
 
 
 def _jaxpr_flops(jaxpr: core.Jaxpr) -> float:
-    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+    """Of all whose result is used: a custom gradient makes those of its constants, too."""
+    total = 0.0
+    needed = {variable for variable in jaxpr.outvars if isinstance(variable, core.Var)}
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or not needed.isdisjoint(equation.outvars):
+            total += _equation_flops(equation)
+            needed |= {variable for variable in equation.invars if isinstance(variable, core.Var)}
+    return total
 
 
 def _shape(variable: Any) -> tuple[int, ...]:
