@@ -308,6 +308,11 @@ def accumulate(
     return sums, jax.tree.map(join, next_carry)
 
 
-def update_average(average: Tree, params: Tree, decay: float | Float[Array, ""]) -> Tree:
+def update_average(average: Tree, params: Tree, decay: float) -> Tree:
     """One step of an exponential moving average: decay * average + (1 - decay) * params."""
-    return jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, params)
+    return move_average(average, params, 1.0 - decay)
+
+
+def move_average(average: Tree, params: Tree, weight: float | Float[Array, ""]) -> Tree:
+    """One step of an average that takes `weight` of the new parameters and keeps the rest."""
+    return jax.tree.map(lambda a, p: a + weight * (p - a), average, params)

@@ -59,10 +59,14 @@ class Adversarial(Task):
                 f"model.kind = {config.model.kind!r} does not fit {self.source.name}: {error}; "
                 "change the model, or the size of data.source"
             ) from error
+        if config.data.mirror and self.source.mixture is not None:
+            raise UserError("data.mirror: is for images, and data.source makes points")
         self.step = AdversarialStep(config, *networks, shape, classes)
         self.view = GeneratorView(
             networks.generator, config.evaluation.batch_size or config.data.batch_size
         )
+        # Known now, before a classifier is trained or a step is made.
+        self._figures(config.evaluation.features.kind)
 
     # ---- training -----------------------------------------------------------------------------
 
@@ -85,10 +89,8 @@ class Adversarial(Task):
         """Endless batches of a split, one batch size for each discriminator step.
 
         Raises:
-            UserError: the batch does not divide among the processes, or a label that
-                `evaluation` needs is missing.
+            UserError: the batch does not divide among the processes.
         """
-        _ = self.evaluator  # what evaluation lacks is better known before the first step
         return training_batches(
             self.source.splits[split],
             self.config.data.batch_size * self.config.objective.discriminator_steps,
@@ -105,13 +107,23 @@ class Adversarial(Task):
         config = self.config.evaluation
         cache = None if config.cache is None else config.cache.expanduser()
         extractor = make_extractor(config.features, self.source, self._assets, cache)
-        figures = Figures(config.metrics, extractor, self.source, self.view.has_styles)
+        figures = self._figures(extractor.name)
+        return AdversarialEvaluation(self.config, self.source, self.view, extractor, figures, cache)
+
+    def _figures(self, features: str) -> Figures:
+        """The figures that the config asks for, from features of a name.
+
+        Raises:
+            UserError: one cannot be had, or the best checkpoint's is not among them.
+        """
+        metrics = self.config.evaluation.metrics
+        figures = Figures(metrics, features, self.source, self.view.has_styles)
         best = self.config.checkpoint.best_metric
         if best not in (None, *figures.names):
             raise UserError(
                 f"checkpoint.best_metric: no figure {best!r}; one of {', '.join(figures.names)}"
             )
-        return AdversarialEvaluation(self.config, self.source, self.view, figures, cache)
+        return figures
 
     def evaluation(self, shard: Shard) -> Evaluation:
         """Real images of `evaluation.split`, and as many generated ones."""
@@ -156,7 +168,7 @@ class Adversarial(Task):
         if self.source.mixture is not None:
             if request.mode != "images":
                 raise UserError(f'mode: "{request.mode}" is for images, and this run makes points')
-            latents = self._latents(key, request.count)
+            latents = self._latents(key, request.count or 2500)
             points = self.view.draw(self._variables(state), latents, None, request.truncation)
             return iter([self._scatter(points)])
         return generate_images(

@@ -64,6 +64,16 @@ class ObjectiveConfig(Config):
     path_length_share: int = Field(default=2, ge=1)
     """On the batch divided by this, to save memory."""
 
+    @model_validator(mode="after")
+    def _path_lengths_are_asked_for(self) -> "ObjectiveConfig":
+        plain = ObjectiveConfig.model_fields
+        for name in ("path_length_interval", "path_length_share"):
+            if not self.path_length_weight and getattr(self, name) != plain[name].default:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)} does nothing without path_length_weight"
+                )
+        return self
+
     @property
     def has_penalties(self) -> bool:
         """Whether the discriminator has any."""
@@ -114,9 +124,12 @@ class AnnealingConfig(Config):
 
     @model_validator(mode="after")
     def _has_a_length(self) -> "AnnealingConfig":
-        still = AnnealingConfig.model_construct()
-        if self.images is None and self != still:
+        changes = self.model_dump(exclude={"images"})
+        still = AnnealingConfig.model_construct().model_dump(exclude={"images"})
+        if self.images is None and changes != still:
             raise ValueError("images is not set, so nothing changes; give the images it takes")
+        if self.images is not None and changes == still:
+            raise ValueError(f"images: {self.images} does nothing while all else stays the same")
         return self
 
 
@@ -157,8 +170,9 @@ class ImageSamplesConfig(Config):
 class ImageGenerationConfig(Config):
     """A request for images."""
 
-    count: int = Field(default=64, ge=1)
-    """Images; image n is the same whatever the count. Of an interpolation: images it goes by."""
+    count: int | None = Field(default=None, ge=1)
+    """Images, 64 by default; image n is the same whatever the count. Of an interpolation: images
+    that it goes by, 6 by default."""
     mode: Literal["images", "mixing", "interpolation"] = "images"
     """Single images and a grid of them; a grid whose images take coarse styles from their row and
     fine ones from their column (StyleGAN2); or a looping film from image to image."""
@@ -169,21 +183,40 @@ class ImageGenerationConfig(Config):
     truncation_cutoff: int | None = Field(default=None, ge=1)
     """Only the styles of the first so many layers."""
     columns: int | None = Field(default=None, ge=1)
-    """Columns of the grid, and of a mixing grid."""
-    rows: int = Field(default=6, ge=1)
-    """Rows of a mixing grid."""
+    """Columns of the grid; of a mixing grid 6 by default."""
+    rows: int | None = Field(default=None, ge=1)
+    """Rows of a mixing grid, 6 by default."""
     mix_layers: str | None = None
-    """Layers that take their style from the column, such as "4-7" or "0,1"; by default the upper
+    """Layers that a mixing grid takes from the column, such as "4-7" or "0,1"; by default the upper
     half."""
-    frames: int = Field(default=120, ge=2)
-    """Frames of an interpolation."""
-    frames_per_second: float = Field(default=24.0, gt=0.0)
-    """How fast it plays."""
-    format: Literal["webp", "gif", "mp4"] = "webp"
-    """File of an interpolation."""
-    space: Literal["auto", "w", "z"] = "auto"
-    """Where an interpolation is straight: among styles (w) or on the sphere of latents (z);
-    "auto": styles where the model has them."""
+    frames: int | None = Field(default=None, ge=2)
+    """Frames of an interpolation, 120 by default."""
+    frames_per_second: float | None = Field(default=None, gt=0.0)
+    """How fast an interpolation plays, 24 by default."""
+    format: Literal["webp", "gif", "mp4"] | None = None
+    """File of an interpolation, webp by default."""
+    space: Literal["w", "z"] | None = None
+    """Where an interpolation goes: along a smooth curve of styles (w), by default where the model
+    has them, or along great circles of latents (z)."""
+
+    @model_validator(mode="after")
+    def _fits_the_mode(self) -> "ImageGenerationConfig":
+        only = {
+            "count": ("images", "interpolation"),
+            "columns": ("images", "mixing"),
+            "rows": ("mixing",),
+            "mix_layers": ("mixing",),
+            "frames": ("interpolation",),
+            "frames_per_second": ("interpolation",),
+            "format": ("interpolation",),
+            "space": ("interpolation",),
+        }
+        for name, modes in only.items():
+            if getattr(self, name) is not None and self.mode not in modes:
+                raise ValueError(
+                    f"{name} does nothing in mode {self.mode!r}; it is for {' and '.join(modes)}"
+                )
+        return self
 
 
 class AdversarialConfig(RunConfig):

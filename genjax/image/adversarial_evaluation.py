@@ -3,6 +3,7 @@
 Letters: B batch, H height, W width, C channels, N images.
 """
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from genjax.image.adversarial_config import AdversarialConfig
 from genjax.image.features import FeatureStore, extract
 from genjax.image.figures import Figures
 from genjax.image.generator_view import GeneratorView, latents_by_number, to_uint8
-from genjax.image.metrics.features import Features
+from genjax.image.metrics.features import Extractor, Features
 from genjax.image.metrics.modes import mode_coverage_floor
 from genjax.image.metrics.path_length import lerp, path_distances, slerp
 from genjax.task import Batch, Evaluation, Shard, Tree
@@ -39,14 +40,15 @@ class AdversarialEvaluation:
         config: AdversarialConfig,
         source: ImageSource,
         view: GeneratorView,
+        extractor: Extractor,
         figures: Figures,
-        cache: Any,
+        cache: Path | None,
     ) -> None:
         """Set up the evaluation of a generator on a source of images."""
         self.config = config
         self.source = source
         self.view = view
-        self.extractor = figures.extractor
+        self.extractor = extractor
         self._figures = figures
         self._store = FeatureStore(self.extractor, source, cache)
         # Fixed: every evaluation of every run draws the same latents.
@@ -170,10 +172,11 @@ class AdversarialEvaluation:
         count = images.count
         labels = self.source.splits[split].labels
         asked = None if labels is None else labels[images.order]
-        rows: list[dict[str, Any]] = []
+        size = len(images[0]["images"])
+        table: list[dict[str, Any]] = []
 
         def add(name: str, generated: Features, labels: Any) -> None:
-            rows.append({"name": name, **self._figures(real, generated, labels)})
+            table.append({"name": name, **self._figures(real, generated, labels)})
 
         other_labels = self.source.splits[other].labels
         held = self._images(other)
@@ -183,29 +186,34 @@ class AdversarialEvaluation:
             None if other_labels is None else other_labels[held.order],
         )
         if self.source.base is not None and "modes" in self._figures.metrics:
-            rows.append(self._modes_floor(count))
+            table.append(self._modes_floor(count))
+        # Batch by batch, so that large images need not all be held.
+        chunks = [rows % count for rows in np.arange(len(images) * size).reshape(-1, size)]
         latents = latents_by_number(self._key, jnp.arange(count), self.config.model.latent_size)
-        drawn = self.view.draw(untrained, latents, asked)
-        if self.source.mixture is None:
-            drawn = to_uint8(drawn)
-        add("untrained generator", self._extract(drawn), asked)
-        if self.source.mixture is not None:
-            noise = np.random.default_rng(0).uniform(-1.1, 1.1, drawn.shape).astype(np.float32)
-            add("uniform points", self._extract(noise), None)
-            return rows
+        points = self.source.mixture is not None
+
+        def drawn(rows: np.ndarray) -> np.ndarray:
+            some = None if asked is None else asked[rows]
+            new = self.view.draw(untrained, latents[rows], some)
+            return new if points else to_uint8(new)
+
+        first = extract(self.extractor, (drawn(rows) for rows in chunks), count)
+        add("untrained generator", first, asked)
+        random, shape = np.random.default_rng(0), (size, *self.source.image_shape)
+        if points:
+            spread = (random.uniform(-1.1, 1.1, shape).astype(np.float32) for _ in chunks)
+            add("uniform points", extract(self.extractor, spread, count), None)
+            return table
         total = np.zeros(self.source.image_shape, np.float64)
         for number in range(len(images)):
             batch = images[number]
             total += np.tensordot(batch["weights"], batch["images"].astype(np.float64), 1)
         mean = np.round(total / count).astype(np.uint8)
-        size = len(images[0]["images"])
-        one = self._extract(np.broadcast_to(mean, (size, *mean.shape)))
-        repeated = jax.tree.map(lambda leaf: np.repeat(leaf[:1], count, 0), one)
-        add("mean image", repeated, asked)
-        random = np.random.default_rng(0)
-        noise = random.integers(0, 256, (count, *self.source.image_shape), np.uint8)
-        add("noise", self._extract(noise), asked)
-        return rows
+        one = extract(self.extractor, iter([np.broadcast_to(mean, shape)]), 1)
+        add("mean image", jax.tree.map(lambda leaf: np.repeat(leaf, count, 0), one), asked)
+        noise = (random.integers(0, 256, shape, np.uint8) for _ in chunks)
+        add("noise", extract(self.extractor, noise, count), asked)
+        return table
 
     def _real(self, split: str) -> Features:
         """Features of real images, from the store or made now."""
@@ -217,12 +225,6 @@ class AdversarialEvaluation:
             known = extract(self.extractor, batches, images.count)
             self._store.put(name, known)
         return known
-
-    def _extract(self, images: np.ndarray) -> Features:
-        """Features of images on the host."""
-        size = self.view.batch_size
-        rows = [np.arange(at, at + size) % len(images) for at in range(0, len(images), size)]
-        return extract(self.extractor, (images[some] for some in rows), len(images))
 
     def _modes_floor(self, count: int) -> dict[str, Any]:
         """What independent digits with the real shares would get, by simulation."""

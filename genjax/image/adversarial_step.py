@@ -15,7 +15,7 @@ Letters: B batch, H height, W width, C channels, Z latent size.
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -25,8 +25,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Key, Num
 
 from genjax import optim
-from genjax.image.ada_controller import init_controller, update_controller
-from genjax.image.adversarial_config import AdamConfig, AdversarialConfig
+from genjax.image import adversarial_schedule as schedule
+from genjax.image.adversarial_config import AdversarialConfig
 from genjax.image.augmentation import ADAConfig, make_augmentation, mirror
 from genjax.image.losses import LOSSES
 from genjax.image.regularizers import (
@@ -40,8 +40,11 @@ from genjax.image.regularizers import (
 from genjax.parallel.mesh import BATCH_AXES
 from genjax.task import Batch, TrainState, Tree
 
-GENERATOR, DISCRIMINATOR = "generator", "discriminator"
+Network = Literal["generator", "discriminator"]
 """The names of the networks in the train state's dicts."""
+
+GENERATOR: Network = "generator"
+DISCRIMINATOR: Network = "discriminator"
 
 Images = Float[Array, "B H W C"]
 Labels = Int[Array, "B"] | None
@@ -76,6 +79,7 @@ class AdversarialStep:
         self.discriminator = discriminator
         self.image_shape = image_shape
         self.num_classes = num_classes
+        self._turns = config.objective.discriminator_steps
         self._loss = LOSSES[config.objective.loss]
         self._augment = make_augmentation(config.augmentation, config.model.circular)
 
@@ -97,9 +101,8 @@ class AdversarialStep:
             "statistics": {name: tree.get("statistics", {}) for name, tree in variables.items()},
             "monitors": {name: jnp.zeros(()) for name in self._monitors()},
         }
-        augmentation = self.config.augmentation
-        if isinstance(augmentation, ADAConfig) and augmentation.probability is None:
-            carry["augmentation"] = init_controller(augmentation.initial_probability)
+        if (controller := schedule.init_augmentation(self.config)) is not None:
+            carry["augmentation"] = controller
         if self.config.objective.path_length_weight:
             carry["path_length_mean"] = jnp.zeros(())
         return TrainState(
@@ -148,18 +151,25 @@ class AdversarialStep:
         """
         config, key = self.config, state.step_key()
         seen = state.step * config.data.batch_size
-        share = self._annealed_share(seen)
-        probability = self._augmentation_probability(state, share)
+        share = schedule.annealed_share(config, seen)
+        controller = state.carry.get("augmentation")
+        probability = schedule.augmentation_probability(config, controller, share)
         metrics: dict[str, Array] = {}
-        real, labels = self._real(batch, 0, key)
-        for turn in range(config.objective.discriminator_steps):
-            real_key, turn_key = jax.random.split(jax.random.fold_in(key, 1 + turn))
-            real, labels = self._real(batch, turn, real_key)
+        keys = [jax.random.split(jax.random.fold_in(key, 1 + turn)) for turn in range(self._turns)]
+        parts = [self._real(batch, turn, keys[turn][0]) for turn in range(self._turns)]
+        scores = []
+        for (real, labels), (_, turn_key) in zip(parts, keys, strict=True):
             state, new, real_logits = self._train_discriminator(
                 state, real, labels, probability, share, variant, turn_key
             )
-            state = self._control(state, real_logits, turn)
             metrics |= new
+            scores.append(real_logits)
+        if controller is not None:
+            controller = schedule.control_augmentation(
+                config, controller, jnp.concatenate(scores), state.step
+            )
+            state = dataclasses.replace(state, carry=state.carry | {"augmentation": controller})
+        real, labels = parts[-1]
         generator_key, path_key = jax.random.split(jax.random.fold_in(key, 0))
         state, new = self._train_generator(state, real, labels, probability, share, generator_key)
         metrics |= new
@@ -168,19 +178,19 @@ class AdversarialStep:
         metrics |= state.carry["monitors"]
         if isinstance(config.augmentation, ADAConfig):
             metrics["augmentation_probability"] = probability
+        weight = schedule.average_weight(config, seen, share)
         average = {
-            name: optim.update_average(old, state.params[name], self._average_decay(seen, share))
+            name: optim.move_average(old, state.params[name], weight)
             for name, old in state.ema.items()
         }
         return dataclasses.replace(state, step=state.step + 1, ema=average), metrics
 
     def _real(self, batch: Batch, turn: int, key: Array) -> tuple[Images, Labels]:
         """A turn's real images and labels: every n-th row, so that a device keeps what it has."""
-        turns = self.config.objective.discriminator_steps
-        images, labels = batch["images"][turn::turns], batch.get("labels")
+        images, labels = batch["images"][turn :: self._turns], batch.get("labels")
         if self.config.data.mirror:
             images = mirror(images, key)
-        return to_float(images), None if labels is None else labels[turn::turns]
+        return to_float(images), None if labels is None else labels[turn :: self._turns]
 
     # ---- the discriminator --------------------------------------------------------------------
 
@@ -309,8 +319,8 @@ class AdversarialStep:
         objective = self.config.objective
         anneal = self.config.annealing.gamma
         gammas = {
-            "r1_penalty": objective.r1_gamma * _towards(1.0, anneal, share),
-            "r2_penalty": objective.r2_gamma * _towards(1.0, anneal, share),
+            "r1_penalty": objective.r1_gamma * schedule.towards(1.0, anneal, share),
+            "r2_penalty": objective.r2_gamma * schedule.towards(1.0, anneal, share),
             "gradient_penalty": objective.gradient_penalty,
         }
         return sum((interval * gammas[name] * value for name, value in penalties.items()), 0.0)
@@ -401,28 +411,13 @@ class AdversarialStep:
         carry = state.carry | {"path_length_mean": mean}
         return dataclasses.replace(state, carry=carry)
 
-    # ---- optimizers, average, controller ------------------------------------------------------
+    # ---- the state ----------------------------------------------------------------------------
 
-    def _apply(self, state: TrainState, network: str, grads: Tree, share: Array) -> TrainState:
-        """A step of Adam for one network.
-
-        A lazy regulariser with interval k takes k + 1 steps in place of k, so the rate and the
-        betas are those of k / (k + 1) of a step (Karras et al. 2020, appendix B).
-        """
-        config: AdamConfig = getattr(self.config, f"{network}_optimizer")
-        objective, annealing = self.config.objective, self.config.annealing
-        interval = 1
-        if network == DISCRIMINATOR and objective.has_penalties:
-            interval = objective.penalty_interval
-        if network == GENERATOR and objective.path_length_weight:
-            interval = objective.path_length_interval
-        extra = interval > 1 or (network == GENERATOR and objective.path_length_weight > 0)
-        part = interval / (interval + 1) if extra else 1.0
-        beta2 = _towards(config.beta2, annealing.beta2, share)
-        adam = optax.scale_by_adam(config.beta1**part, beta2**part, config.epsilon)
-        updates, opt_state = adam.update(grads, state.opt_state[network])
-        rate = part * config.learning_rate * _towards(1.0, annealing.learning_rate, share)
-        params = jax.tree.map(lambda p, u: p - rate * u, state.params[network], updates)
+    def _apply(self, state: TrainState, network: Network, grads: Tree, share: Array) -> TrainState:
+        """The state after a step of Adam for one network."""
+        params, opt_state = schedule.adam_step(
+            self.config, network, state.params[network], state.opt_state[network], grads, share
+        )
         return dataclasses.replace(
             state,
             params=state.params | {network: params},
@@ -432,57 +427,18 @@ class AdversarialStep:
     def _with_carry(
         self,
         state: TrainState,
-        network: str,
+        network: Network,
         *,
         statistics: Tree = None,
         monitors: dict[str, Array] | None = None,
     ) -> TrainState:
+        """The state with new statistics of a network, or new values of penalties."""
         carry = dict(state.carry)
         if statistics is not None:
             carry["statistics"] = carry["statistics"] | {network: statistics}
         if monitors:
             carry["monitors"] = carry["monitors"] | monitors
         return dataclasses.replace(state, carry=carry)
-
-    def _control(self, state: TrainState, real_logits: Array, turn: int) -> TrainState:
-        """Let the adaptive augmentation's controller see the logits of a turn's real images."""
-        turns = self.config.objective.discriminator_steps
-        config = self.config.augmentation
-        if "augmentation" not in state.carry or not isinstance(config, ADAConfig):
-            return state
-        controller = update_controller(
-            state.carry["augmentation"],
-            real_logits,
-            # In turns, so that it adjusts once, after the last turn of a step.
-            state.step * turns + turn,
-            target=config.target,
-            interval=config.interval * turns,
-            adjustment_images=config.adjustment_images,
-        )
-        return dataclasses.replace(state, carry=state.carry | {"augmentation": controller})
-
-    def _augmentation_probability(self, state: TrainState, share: Array) -> Array:
-        config = self.config.augmentation
-        if "augmentation" in state.carry:
-            return state.carry["augmentation"]["probability"]
-        held = config.probability if isinstance(config, ADAConfig) else None
-        return jnp.float32(_towards(held or 0.0, self.config.annealing.augmentation, share))
-
-    def _annealed_share(self, seen: Array) -> Float[Array, ""]:
-        """How much of the annealing is done, from 0 to 1, along half a cosine."""
-        images = self.config.annealing.images
-        if images is None:
-            return jnp.zeros(())
-        return 0.5 - 0.5 * jnp.cos(jnp.pi * jnp.minimum(seen / images, 1.0))
-
-    def _average_decay(self, seen: Array, share: Array) -> Float[Array, ""]:
-        """The decay for a batch, from the half-life in images."""
-        average = self.config.average
-        half_life = average.half_life_images * _towards(1.0, self.config.annealing.half_life, share)
-        batch_size = self.config.data.batch_size
-        if average.ramp_up is not None:
-            half_life = jnp.minimum(half_life, average.ramp_up * (seen + batch_size))
-        return jnp.float32(0.5) ** (batch_size / jnp.maximum(half_life, 1e-8))
 
 
 class Judged(NamedTuple):
@@ -504,8 +460,3 @@ def _latents(key: Key[Array, ""], count: int, size: int) -> Float[Array, "B Z"]:
     if mesh.empty or count % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
         return latents
     return jax.lax.with_sharding_constraint(latents, P(BATCH_AXES))
-
-
-def _towards(start: float, end: float | None, share: Array) -> Any:
-    """Between two values; a plain number where there is nothing to change."""
-    return start if end is None or end == start else start + (end - start) * share

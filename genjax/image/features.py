@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Num
 
 from genjax.data.image_source import ImageSource
-from genjax.errors import UserError
 from genjax.image.classifier import (
     TrainedClassifier,
     accuracy,
@@ -69,11 +68,6 @@ def make_extractor(
 def _classifier(
     config: ClassifierFeatures, source: ImageSource, assets: Path | None, cache: Path | None
 ) -> TrainedClassifier:
-    if not source.num_classes:
-        raise UserError(
-            f"evaluation.features: a classifier needs labelled images, and {source.name} has no "
-            'labels; use evaluation.features.kind = "pixels" or "inception"'
-        )
     content = f"{source.fingerprint} {config.model_dump_json()}"
     fingerprint = hashlib.sha256(content.encode()).hexdigest()
     places = [assets / CLASSIFIER] if assets is not None else []

@@ -9,7 +9,7 @@ from genjax.data.image_source import ImageSource
 from genjax.errors import UserError
 from genjax.image.adversarial_config import MetricName
 from genjax.image.metrics.conditioning import conditioning_accuracy
-from genjax.image.metrics.features import Extractor, Features
+from genjax.image.metrics.features import Features
 from genjax.image.metrics.frechet import frechet_distance
 from genjax.image.metrics.inception_score import inception_score
 from genjax.image.metrics.kernel_distance import kernel_distance
@@ -26,20 +26,31 @@ class Figures:
     def __init__(
         self,
         metrics: Sequence[MetricName],
-        extractor: Extractor,
+        features: str,
         source: ImageSource,
         has_styles: bool,
     ) -> None:
         """Check that the figures can be had.
 
+        Args:
+            metrics: the families of figures.
+            features: the name of the features that they come from.
+            source: the real images.
+            has_styles: whether paths go through styles.
+
         Raises:
-            UserError: one needs classes, a classifier, modes or more features than there are.
+            UserError: one needs classes, a classifier or modes that there are not.
         """
+        if features == "classifier" and not (source.base or source).num_classes:
+            raise UserError(
+                f"evaluation.features: a classifier needs labelled images, and {source.name} has "
+                'no labels; use evaluation.features.kind = "pixels" or "inception"'
+            )
         self.metrics = tuple(dict.fromkeys(metrics))
-        self.extractor = extractor
+        self.features = features
         self.source = source
         self._space = "w" if has_styles else "z"
-        judge = extractor.name != "pixels"
+        judge = features != "pixels"
         for metric in self.metrics:
             where = f"evaluation.metrics: {metric!r}"
             if metric in _JUDGED and not judge:
@@ -53,13 +64,13 @@ class Figures:
                     'use "modes"'
                 )
             if metric == "conditioning_accuracy" and (
-                extractor.name != "classifier" or source.base is not None
+                features != "classifier" or source.base is not None
             ):
                 raise UserError(
                     f"{where} needs a classifier of the run's own classes; set "
                     'evaluation.features.kind = "classifier" on labelled images'
                 )
-            spelled = source.base is not None and extractor.name == "classifier"
+            spelled = source.base is not None and features == "classifier"
             if metric == "modes" and source.mixture is None and not spelled:
                 raise UserError(
                     f"{where} needs data whose modes are known: a mixture of Gaussians, or stacked "
@@ -73,8 +84,8 @@ class Figures:
 
     def _names(self, metric: MetricName) -> list[str]:
         # Published names belong to Inception's features alone.
-        published = self.extractor.name == "inception"
-        end = "" if published else f"_{self.extractor.name}"
+        published = self.features == "inception"
+        end = "" if published else f"_{self.features}"
         match metric:
             case "frechet":
                 return ["fid" if published else f"frechet{end}"]

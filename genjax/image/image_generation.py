@@ -63,8 +63,9 @@ def _images(
     latent_size: int,
     num_classes: int,
 ) -> Iterator[Sample]:
-    latents = latents_by_number(key, jnp.arange(request.count), latent_size)
-    labels = _labels(request, request.count, num_classes)
+    count = request.count or 64
+    latents = latents_by_number(key, jnp.arange(count), latent_size)
+    labels = _labels(request, count, num_classes)
     drawn = to_uint8(
         view.draw(variables, latents, labels, request.truncation, request.truncation_cutoff)
     )
@@ -76,7 +77,7 @@ def _images(
         # Rows of all classes, so that a column has one.
         columns = num_classes if num_classes <= 16 else None
     grid = image_grid(drawn, columns)
-    yield ImageSample(index=request.count, name="grid", image=grid, caption={"what": "grid"})
+    yield ImageSample(index=count, name="grid", image=grid, caption={"what": "grid"})
 
 
 def _mixing(
@@ -92,7 +93,7 @@ def _mixing(
     The first row and column show the images whose styles they are.
     """
     view.check_styles('mode: "mixing"')
-    rows, columns = request.rows, request.columns or 6
+    rows, columns = request.rows or 6, request.columns or 6
     count = rows + columns
     latents = latents_by_number(key, jnp.arange(count), latent_size)
     labels = _labels(request, count, num_classes)
@@ -151,27 +152,26 @@ def _interpolation(
     latent_size: int,
     num_classes: int,
 ) -> Iterator[Sample]:
-    """A film through `count` images and back to the first; a smooth curve, so nothing jerks."""
-    space = request.space
-    if space == "auto":
-        space = "w" if view.has_styles else "z"
+    """A film through `count` images and back to the first."""
+    count, frames_asked = request.count or 6, request.frames or 120
+    space = request.space or ("w" if view.has_styles else "z")
     if space == "w":
         view.check_styles('space: "w"')
-    latents = latents_by_number(key, jnp.arange(request.count), latent_size)
-    labels = _labels(request, request.count, num_classes)
+    latents = latents_by_number(key, jnp.arange(count), latent_size)
+    labels = _labels(request, count, num_classes)
     if labels is not None and request.label is None and space == "z":
         raise UserError("label: an interpolation in z keeps one class; give it, or use space w")
-    position = np.arange(request.frames) * request.count / request.frames
+    position = np.arange(frames_asked) * count / frames_asked
     if space == "w":
         styles = view.draw_styles(
             variables, latents, labels, request.truncation, request.truncation_cutoff
         )
         frames = view.draw_synthesis(variables, _closed_curve(styles, position))
     else:
-        start = position.astype(np.int64) % request.count
-        end = (start + 1) % request.count
+        start = position.astype(np.int64) % count
+        end = (start + 1) % count
         between = latents
-        if request.count > 1:
+        if count > 1:
             between = slerp(latents[start], latents[end], jnp.asarray(position % 1.0, jnp.float32))
         else:
             between = latents[start]
@@ -181,9 +181,9 @@ def _interpolation(
         index=0,
         name="interpolation",
         animation=to_uint8(frames),
-        frames_per_second=request.frames_per_second,
-        format=request.format,
-        caption={"what": f"{request.count} images, in {space}"},
+        frames_per_second=request.frames_per_second or 24.0,
+        format=request.format or "webp",
+        caption={"what": f"{count} images, in {space}"},
     )
 
 

@@ -142,6 +142,7 @@ STEPS = {
         objective={"r1_gamma": 1.0, "gradient_penalty": 1.0},
         augmentation=ALL,
     ),
+    "stylegan2": configured(STYLEGAN2, batch_size=BATCH, objective=STYLES),
     "stylegan2, ada": configured(STYLEGAN2, batch_size=BATCH, augmentation=ADA, objective=STYLES),
     "r3gan, ada": configured(R3GAN, batch_size=BATCH, augmentation=ADA, objective=PENALTIES),
     "stylegan2, diffaugment": configured(
@@ -154,7 +155,7 @@ STEPS = {
         R3GAN, batch_size=BATCH, augmentation={"kind": "diffaugment"}, objective=PENALTIES
     ),
 }
-SLOW = ("stylegan2, diffaugment", "r3gan, diffaugment", "dcgan, all of ada")
+SLOW = ("stylegan2, ada", "stylegan2, diffaugment", "r3gan, ada", "dcgan, all of ada")
 
 
 @pytest.mark.parametrize(

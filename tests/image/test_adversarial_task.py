@@ -454,9 +454,8 @@ def test_sizes_that_do_not_fit_the_model(model, size, words):
     ],
 )
 def test_figures_that_cannot_be_had_are_refused_before_the_first_step(evaluation, words):
-    task = configured(DENSE, evaluation=evaluation).make_task()
     with pytest.raises(UserError, match=re.escape(words)):
-        task.dataset("train", Shard())
+        configured(DENSE, evaluation=evaluation).make_task().evaluation(Shard())
 
 
 @pytest.mark.fast
@@ -465,19 +464,15 @@ def test_conditioning_accuracy_without_labels(monkeypatch):
     config = configured(
         DENSE, evaluation={"features": features, "metrics": ["conditioning_accuracy"]}
     )
-    task = unlabelled_task(config, monkeypatch)
     with pytest.raises(UserError, match="has no labels"):
-        task.dataset("train", Shard())
+        unlabelled_task(config, monkeypatch)
 
 
 @pytest.mark.fast
 def test_an_unknown_best_metric_names_those_that_there_are():
-    task = configured(DENSE, checkpoint={"best_metric": "fid"}).make_task()
     with pytest.raises(UserError, match="best_metric: no figure 'fid'; one of frechet_pixels"):
-        task.dataset("train", Shard())
-    configured(DENSE, checkpoint={"best_metric": "frechet_pixels"}).make_task().dataset(
-        "train", Shard()
-    )
+        configured(DENSE, checkpoint={"best_metric": "fid"}).make_task()
+    configured(DENSE, checkpoint={"best_metric": "frechet_pixels"}).make_task()
 
 
 @pytest.mark.fast

@@ -26,22 +26,8 @@ RING = open_mixture(GaussianMixture(layout="ring", samples=100))
 MIXTURE_ONLY = "modes"
 
 
-@dataclasses.dataclass
-class Named:
-    """An extractor that is nothing but its name."""
-
-    name: str
-    params: dict = dataclasses.field(default_factory=dict)
-
-    def describe(self):
-        return self.name
-
-    def apply(self, params, images, *, quantize=True):
-        raise NotImplementedError
-
-
 def figures(metrics, extractor="classifier", source=DIGITS, styles=False):
-    return Figures(metrics, Named(extractor), source, styles)
+    return Figures(metrics, extractor, source, styles)
 
 
 def drawn(count, mean=0.0, classes=10):
