@@ -63,10 +63,12 @@ def test_values_and_the_three_linear_maps(size, stride, padding):
         )
 
 
-@pytest.mark.parametrize("wide", [1, 10**9], ids=["by tap", "whole"])
-def test_second_derivatives_are_those_of_the_plain_convolution(wide, monkeypatch):
+@pytest.mark.parametrize("size", [3, 4])
+@pytest.mark.parametrize("wide", [1, 10**9], ids=["gathered", "whole"])
+def test_second_derivatives_are_those_of_the_plain_convolution(wide, size, monkeypatch):
     monkeypatch.setattr(convolution, "_WIDE", wide)
-    x, kernel = arrays((2, 6, 6, 2), (4, 4, 2, 3))
+    monkeypatch.setattr(convolution, "_WIDE_STRIDED", wide)
+    x, kernel = arrays((2, 6, 7, 2), (size, size, 2, 3))
     with jax.enable_x64(True):
 
         def penalty(conv):
