@@ -88,7 +88,7 @@ def _classifier(
         num_classes=source.num_classes,
         width=config.width,
         image_shape=source.image_shape,
-        data=source.name,
+        data=Path(source.name).name,
         fingerprint=fingerprint,
         accuracy=0.0,
     )
