@@ -89,6 +89,7 @@ def test_derivatives_equal_finite_differences_in_float64():
             np.testing.assert_allclose(np.sum(gradient * direction), difference, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_eight_devices_keep_their_rows():
     """Nothing of the batch moves between devices, forward or in a gradient penalty."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

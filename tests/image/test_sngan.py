@@ -207,6 +207,7 @@ def test_circular_networks_know_no_border():
     assert jnp.abs(bordered - logits).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_eight_devices_gather_no_batch_and_agree_with_one():
     generator, discriminator = make_generator("zeros", 3), make_discriminator("zeros", 3)
     latents = jax.random.normal(jax.random.key(0), (16, 5))
