@@ -10,6 +10,7 @@ from genjax.data.image_sources import BuiltinDigits, open_images
 from genjax.errors import UserError
 from genjax.image import features as features_module
 from genjax.image.features import CLASSIFIER, FeatureStore, extract, make_extractor, only
+from genjax.image.figures import Figures
 from genjax.image.metrics.features import ClassifierExtractor, Features, PixelExtractor
 from genjax.image.metrics.features_config import (
     ClassifierFeatures,
@@ -74,7 +75,7 @@ def test_a_run_finds_its_own_classifier_without_a_cache(digits, tmp_path, fits):
 @pytest.mark.fast
 def test_a_classifier_needs_labels(digits):
     with pytest.raises(UserError, match=r"evaluation.features: .* has no labels; use .*pixels"):
-        make_extractor(SMALL, labelless(digits), None, None)
+        Figures(["frechet"], SMALL.kind, labelless(digits), has_styles=False)
 
 
 @pytest.mark.fast
