@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Int
 
 from genjax.data.image_source import ImageSplit
+from genjax.data.process_rows import process_rows
 from genjax.data.random_numbers import permutation
-from genjax.data.text_batches import process_rows
 
 Batch = dict[str, np.ndarray]
 

@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float, Int, Integer
 from pydantic import Field
 
 from genjax.config import Config
+from genjax.data.process_rows import process_rows
+from genjax.data.random_numbers import random_integers
 from genjax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -118,38 +120,12 @@ def training_dataset(
     return grain.MapDataset.source(source)
 
 
-def process_rows(batch_size: int, process_index: int, process_count: int) -> slice:
-    """The contiguous rows of a global batch that one process reads.
-
-    Raises:
-        UserError: The rows do not divide evenly.
-    """
-    assert 0 <= process_index < process_count
-    if batch_size % process_count:
-        raise UserError(
-            f"batch_size = {batch_size} does not divide among {process_count} processes.\n"
-            f"Use a multiple of {process_count}."
-        )
-    share = batch_size // process_count
-    return slice(process_index * share, (process_index + 1) * share)
-
-
 def _check_length(tokens: int, needed: int, what: str) -> None:
     if tokens < needed:
         raise UserError(
             f"The text has {tokens} tokens, but {what} (data.batching) need {needed}.\n"
             "Use more text, or a smaller sequence_length or batch_size."
         )
-
-
-def _random_integers(bound: int, count: int, *seeds: int) -> Int[np.ndarray, " count"]:
-    """Uniform integers below `bound` from the raw Philox stream.
-
-    The raw stream is fixed across NumPy versions, `Generator.integers` is not. The modulo bias is
-    below bound / 2**64.
-    """
-    raw = np.random.Philox(np.random.SeedSequence(seeds)).random_raw(count)
-    return (raw % np.uint64(bound)).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -165,7 +141,7 @@ class _WindowSource:
 
     def __getitem__(self, index: int) -> Batch:
         bound = len(self.tokens) - self.sequence_length
-        starts = _random_integers(bound, self.batch_size, self.seed, index)[self.rows]
+        starts = random_integers(bound, self.batch_size, self.seed, index)[self.rows]
         block = self.tokens[starts[:, None] + np.arange(self.sequence_length + 1)]
         block = block.astype(np.int32)
         return {"inputs": block[:, :-1], "targets": block[:, 1:]}

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int, Integer
 
-from genjax.data.text_batches import Batch, Corpus, process_rows, segments_of_rows
+from genjax.data.process_rows import process_rows
+from genjax.data.text_batches import Batch, Corpus, segments_of_rows
 from genjax.errors import UserError
 
 

@@ -14,14 +14,12 @@ Letters: B batch, H height, W width, C channels, Z latent size.
 
 import dataclasses
 import functools
-import math
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Key, Num
 
 from genjax import optim
@@ -37,7 +35,7 @@ from genjax.image.regularizers import (
     path_lengths,
     zero_centered_penalty,
 )
-from genjax.parallel.mesh import BATCH_AXES
+from genjax.parallel.partition import split_like_batch
 from genjax.task import Batch, TrainState, Tree
 
 Network = Literal["generator", "discriminator"]
@@ -453,10 +451,6 @@ class Judged(NamedTuple):
 def _latents(key: Key[Array, ""], count: int, size: int) -> Float[Array, "B Z"]:
     """Normal latents, split over the devices like a batch.
 
-    Nothing else says so where there are no labels: every device would make all generated images.
+    Nothing else says so where there are no labels.
     """
-    latents = jax.random.normal(key, (count, size))
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or count % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
-        return latents
-    return jax.lax.with_sharding_constraint(latents, P(BATCH_AXES))
+    return split_like_batch(jax.random.normal(key, (count, size)))

@@ -6,7 +6,6 @@ import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -158,10 +157,3 @@ def extract(
     if found[0].probabilities is None:
         return Features(features, None)
     return Features(features, np.concatenate([one.probabilities for one in found])[:count])
-
-
-def only(features: Features, rows: Any) -> Features:
-    """Some rows of features on the host."""
-    if features.probabilities is None:
-        return Features(features.features[rows], None)
-    return Features(features.features[rows], features.probabilities[rows])

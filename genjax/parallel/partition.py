@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
 
 from genjax.parallel.mesh import BATCH_AXES
 from genjax.task import PartitionRules, Tree
@@ -23,7 +24,7 @@ def path_name(path: tuple[Any, ...]) -> str:
     )
 
 
-def _divides(mesh: Mesh, axes: str | tuple[str, ...] | None, size: int) -> bool:
+def _divides(mesh: Mesh | AbstractMesh, axes: str | tuple[str, ...] | None, size: int) -> bool:
     names = (axes,) if isinstance(axes, str) else axes or ()
     return size % math.prod(mesh.shape[name] for name in names) == 0
 
@@ -100,6 +101,18 @@ def batch_sharding(mesh: Mesh, shape: tuple[int, ...] = ()) -> NamedSharding:
     if mesh.shape["sequence"] > 1 and len(shape) > 1 and _divides(mesh, "sequence", shape[1]):
         return NamedSharding(mesh, P(BATCH_AXES, "sequence"))
     return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def split_like_batch(array: Array) -> Array:
+    """Inside a jitted step: split an array that the step made itself as a batch is split.
+
+    Without it every device would make, and go on with, all examples. Where there is no mesh, or it
+    does not divide the leading axis, the array stays as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not _divides(mesh, BATCH_AXES, len(array)):
+        return array
+    return jax.lax.with_sharding_constraint(array, P(BATCH_AXES))
 
 
 def unsharded_share(shapes: Tree, shardings: Tree) -> float:

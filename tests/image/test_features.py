@@ -9,7 +9,7 @@ from genjax.data.image_source import ImageSource, split_of_rows
 from genjax.data.image_sources import BuiltinDigits, open_images
 from genjax.errors import UserError
 from genjax.image import features as features_module
-from genjax.image.features import CLASSIFIER, FeatureStore, extract, make_extractor, only
+from genjax.image.features import CLASSIFIER, FeatureStore, extract, make_extractor
 from genjax.image.figures import Figures
 from genjax.image.metrics.features import ClassifierExtractor, Features, PixelExtractor
 from genjax.image.metrics.features_config import (
@@ -166,10 +166,3 @@ def test_extract_cuts_what_fills_the_last_batch():
     found = extract(PixelExtractor(), batches, 10)
     assert found.probabilities is None
     np.testing.assert_allclose(found.features, images.reshape(10, -1) / 127.5 - 1, atol=1e-6)
-
-
-@pytest.mark.fast
-def test_only_some_rows():
-    some = only(FEATURES, np.array([True, False, True, False]))
-    assert_equal(some, Features(FEATURES.features[::2], FEATURES.probabilities[::2]))
-    assert only(Features(FEATURES.features, None), slice(1)).probabilities is None
