@@ -6,21 +6,17 @@ integer, and any number of processes cut the same global batch into contiguous b
 B batch (of all processes together), H height, W width, C channels.
 """
 
-import functools
 from collections.abc import Iterator
 
 import grain
 import numpy as np
 from jaxtyping import Int
 
+from genjax.data.epochs import ENDLESS_BATCHES, FixedPass, ShuffledEpochs
 from genjax.data.image_source import ImageSplit
-from genjax.data.process_rows import process_rows
 from genjax.data.random_numbers import permutation
 
 Batch = dict[str, np.ndarray]
-
-# Training goes on for as long as anyone asks; grain wants a length.
-_ENDLESS = 2**62
 
 
 def training_batches(
@@ -33,8 +29,7 @@ def training_batches(
 ) -> grain.MapDataset[Batch]:
     """The endless batches of a training run, by number.
 
-    Each epoch is a new permutation of the split. A batch may lie across the border of two epochs,
-    and across many of a split that is smaller than the batch.
+    Each epoch is a new permutation of the split.
 
     Args:
         split: The training images.
@@ -50,32 +45,20 @@ def training_batches(
     Raises:
         UserError: The batch does not divide among the processes.
     """
-    rows = process_rows(batch_size, process_index, process_count)
-    return grain.MapDataset.source(_EpochBatches(split, batch_size, seed, rows))
+    numbers = ShuffledEpochs(len(split), batch_size, seed, process_index, process_count)
+    return grain.MapDataset.source(_TrainingImages(split, numbers))
 
 
-class _EpochBatches:
-    def __init__(self, split: ImageSplit, batch_size: int, seed: int, rows: slice) -> None:
+class _TrainingImages:
+    def __init__(self, split: ImageSplit, numbers: ShuffledEpochs) -> None:
         self._split = split
-        self._batch_size = batch_size
-        self._seed = seed
-        self._rows = np.arange(batch_size)[rows]
-        # Two, since a batch may lie across the border of two epochs.
-        self._order = functools.lru_cache(maxsize=2)(self._order_of_epoch)
+        self._numbers = numbers
 
     def __len__(self) -> int:
-        return _ENDLESS
-
-    def _order_of_epoch(self, epoch: int) -> Int[np.ndarray, " N"]:
-        return permutation(len(self._split), self._seed, epoch)
+        return ENDLESS_BATCHES
 
     def __getitem__(self, index: int) -> Batch:
-        epochs, places = np.divmod(index * self._batch_size + self._rows, len(self._split))
-        chosen = np.empty_like(places)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            inside = epochs == epoch
-            chosen[inside] = self._order(epoch)[places[inside]]
-        return _gather(self._split, chosen)
+        return _gather(self._split, self._numbers(index))
 
 
 class EvaluationImages:
@@ -113,23 +96,17 @@ class EvaluationImages:
         Raises:
             UserError: The batch does not divide among the processes.
         """
-        self.count = len(split) if count is None else min(count, len(split))
-        self.order: Int[np.ndarray, " count"] = permutation(len(split), seed)[: self.count]
+        self.order: Int[np.ndarray, " count"] = permutation(len(split), seed)[:count]
+        self.count = len(self.order)
         self._split = split
-        self._batch_size = batch_size
-        self._rows = np.arange(batch_size)[process_rows(batch_size, process_index, process_count)]
+        self._numbers = FixedPass(self.order, batch_size, process_index, process_count)
 
     def __len__(self) -> int:
-        return -(-self.count // self._batch_size)
+        return len(self._numbers)
 
     def __getitem__(self, index: int) -> Batch:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        numbers = index * self._batch_size + self._rows
-        # Filled with real images, so that layers that look across the batch see nothing odd.
-        batch = _gather(self._split, self.order[numbers % self.count])
-        weights = (numbers < self.count).astype(np.float32)
-        return batch | {"weights": weights, "index": numbers.astype(np.int32)}
+        numbers, marks = self._numbers(index)
+        return _gather(self._split, numbers) | marks
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[index] for index in range(len(self)))
