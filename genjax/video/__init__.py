@@ -1,0 +1,1 @@
+"""Video: frame prediction, video GANs, and their metrics."""
