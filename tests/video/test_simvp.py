@@ -1,0 +1,270 @@
+"""SimVP against float64 numpy, the published sizes, and what must not be read."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from genjax.errors import UserError
+from genjax.flops import count_flops
+from genjax.parallel.mesh import BATCH_AXES, MeshConfig, make_mesh
+from genjax.video import simvp_layers
+from genjax.video.simvp import SimVP
+from genjax.video.simvp_layers import StochasticDepth, depthwise_conv2d
+from tests.image.gan_reference import randomized, relative_error
+from tests.video import simvp_reference
+
+TINY = {"spatial_features": 8, "spatial_layers": 2, "temporal_features": 16, "temporal_layers": 2}
+NEXT, BETWEEN = (True, True, False, False), (True, False, False, True, False)
+
+
+def count(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def data(known, height=4, width=6, channels=1, batch=2):
+    rng = np.random.default_rng(1)
+    clips = rng.random((batch, len(known), height, width, channels))
+    return clips, (rng.random((batch, len(known), height, width, 1)) > 0.4).astype(np.float64)
+
+
+# ---- depthwise convolution --------------------------------------------------------------------
+
+
+@pytest.fixture(params=["cpu", "default"])
+def platform(request, monkeypatch):
+    """Each platform's form, whatever runs the tests."""
+
+    def choose(*arguments, **branches):
+        return branches[request.param](*arguments)
+
+    monkeypatch.setattr(simvp_layers.lax, "platform_dependent", choose)
+    return request.param
+
+
+@pytest.mark.parametrize(("size", "dilation"), [((3, 5), 1), ((7, 7), 3)])
+def test_depthwise_convolution_and_its_gradients_equal_the_reference(platform, size, dilation):
+    """It is linear in images and in kernel: each gradient times a direction is known exactly."""
+    rng = np.random.default_rng(0)
+    inputs, other = rng.normal(size=(2, 2, 5, 7, 3))
+    kernel, tilted = rng.normal(size=(2, *size, 3))
+    weights = rng.normal(size=inputs.shape)
+
+    def reference(inputs, kernel):
+        # The reference's kernels are square.
+        side = max(size)
+        borders = [((side - length) // 2,) * 2 for length in size]
+        square = np.pad(kernel, [*borders, (0, 0)])
+        return simvp_reference.depthwise(inputs, square, dilation=dilation)
+
+    def total(inputs, kernel):
+        outputs = depthwise_conv2d(inputs, kernel, dilation=dilation)
+        return (outputs * weights).sum(), outputs
+
+    with jax.enable_x64(True):
+        differentiate = jax.jit(jax.grad(total, (0, 1), has_aux=True))
+        gradients, outputs = differentiate(inputs, kernel)
+    assert relative_error(outputs, reference(inputs, kernel)) < 1e-12
+    slopes = [
+        (np.asarray(gradient) * direction).sum()
+        for gradient, direction in zip(gradients, (other, tilted), strict=True)
+    ]
+    expected = [(weights * reference(*pair)).sum() for pair in ((other, kernel), (inputs, tilted))]
+    np.testing.assert_allclose(slopes, expected, rtol=1e-12)
+
+
+@pytest.mark.fast
+def test_depthwise_convolution_adds_up_in_float32():
+    ones = jnp.full((1, 7, 7, 1), 1.0078125, jnp.bfloat16)
+    middle = depthwise_conv2d(ones, jnp.ones((7, 7, 1)))[0, 3, 3, 0]
+    assert float(middle) == float(jnp.bfloat16(49 * 1.0078125))
+
+
+def test_depthwise_convolution_gathers_no_batch_from_eight_devices(platform):
+    rng = np.random.default_rng(0)
+    inputs = jnp.asarray(rng.normal(size=(16, 4, 4, 2)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 2)), jnp.float32)
+    function = jax.grad(lambda x, k: jnp.tanh(depthwise_conv2d(x, k)).sum(), (0, 1))
+    expected = jax.jit(function)(inputs, kernel)
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2))
+    split = jax.device_put(inputs, NamedSharding(mesh, P(BATCH_AXES)))
+    whole = jax.device_put(kernel, NamedSharding(mesh, P()))
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(function).lower(split, whole).compile()
+        actual = compiled(split, whole)
+    assert "all-gather" not in compiled.as_text()
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+# ---- the model --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "train"),
+    [
+        ({"known": NEXT}, True),
+        ({"known": NEXT, "spatial_layers": 3, "temporal_layers": 3}, False),
+        ({"known": BETWEEN, "partial": True, "channels": 2, "mlp_ratio": 3}, True),
+        ({"known": BETWEEN, "translator": "inception", "inception_kernel_sizes": (3, 5)}, False),
+        ({"known": NEXT, "translator": "inception", "temporal_layers": 3}, True),
+    ],
+)
+def test_the_model_equals_the_reference(settings, train):
+    model = SimVP(**{**TINY, **settings}, dtype=jnp.float64)
+    clips, mask = data(model.known, channels=model.channels)
+    given = mask if model.partial else None
+    with jax.enable_x64(True):
+        variables = randomized(jax.eval_shape(model.init, jax.random.key(0), clips, given))
+        found = jax.jit(
+            lambda variables, *inputs: model.apply(
+                variables, *inputs, train=train, mutable=["statistics"]
+            )[0]
+        )(jax.tree.map(jnp.asarray, variables), clips, given)
+        assert found.dtype == jnp.float64
+    expected = simvp_reference.simvp(variables, clips, given, model, train)
+    assert relative_error(found, expected) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("translator", "parameters", "multiply_adds", "published"),
+    [("gsta", 46_769_665, 16_468_475_904, 16.5), ("inception", 57_946_113, 19_334_692_864, 19.4)],
+)
+def test_the_published_sizes(translator, parameters, multiply_adds, published):
+    """46.8 M and 58.0 M parameters, 16.5 G and 19.4 G: Moving MNIST, 10 frames to 10.
+
+    The published figures of cost count five more for each pixel and channel that group
+    normalisation sees, which the second one is not reached without.
+    """
+    model = SimVP(known=(True,) * 10 + (False,) * 10, translator=translator)
+    clips = jax.ShapeDtypeStruct((1, 20, 64, 64, 1), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), clips)
+    assert count(variables["params"]) == parameters
+    normalized = []
+
+    def watch(method, arguments, options, context):
+        if isinstance(context.module, nn.GroupNorm):
+            normalized.append(arguments[0].size)
+        return method(*arguments, **options)
+
+    with nn.intercept_methods(watch):
+        assert count_flops(model.apply, variables, clips) == 2 * multiply_adds
+    assert round((multiply_adds + 5 * sum(normalized)) / 1e9, 1) == published
+
+
+@pytest.mark.parametrize("translator", ["gsta", "inception"])
+def test_unknown_frames_are_not_read_and_known_ones_are_returned(translator):
+    model = SimVP(known=BETWEEN, translator=translator, **TINY, inception_kernel_sizes=(3,))
+    clips = jnp.float32(data(BETWEEN)[0])
+    variables = jax.jit(model.init)(jax.random.key(0), clips)
+    hidden = jnp.where(np.array(BETWEEN)[:, None, None, None], clips, np.nan)
+    apply = jax.jit(lambda clips: model.apply(variables, clips, mutable=["statistics"])[0])
+    predictions = np.asarray(apply(clips))
+    np.testing.assert_array_equal(predictions, apply(hidden))
+    for frame, known in enumerate(BETWEEN):
+        assert np.array_equal(predictions[:, frame], clips[:, frame]) == known
+        # Each prediction depends on each known frame.
+        changed = clips.at[:, frame].set(1 - clips[:, frame])
+        moved = np.abs(apply(changed) - predictions)[:, 1] > 0
+        assert moved.any() == known
+
+
+def test_unknown_pixels_are_not_read():
+    model = SimVP(known=NEXT, partial=True, **TINY)
+    clips, mask = (jnp.float32(part) for part in data(NEXT))
+    variables = jax.jit(model.init)(jax.random.key(0), clips, mask)
+    apply = jax.jit(lambda *inputs: model.apply(variables, *inputs))
+    readable = (mask > 0) & np.array(NEXT)[:, None, None, None]
+    predictions = np.asarray(apply(clips, mask))
+    np.testing.assert_array_equal(predictions, apply(jnp.where(readable, clips, np.nan), mask))
+    # Black is not the same as unknown.
+    black, lit = jnp.where(mask > 0, clips, 0), jnp.ones_like(mask)
+    assert np.abs(apply(black, lit) - predictions).max() > 1e-3
+    # All frames are the model's.
+    assert not (predictions == clips).any(axis=(0, 2, 3, 4)).all()
+
+
+def test_statistics_move_only_in_training_and_gradients_reach_every_parameter():
+    model = SimVP(known=BETWEEN, drop_path=0.5, dtype=jnp.bfloat16, **TINY)
+    clips = jnp.float32(data(BETWEEN, batch=8)[0])
+    variables = jax.jit(model.init)(jax.random.key(0), clips)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+    @jax.jit
+    def loss(params, key):
+        predictions, changed = model.apply(
+            {**variables, "params": params},
+            clips,
+            train=True,
+            mutable=["statistics"],
+            rngs={"dropout": key},
+        )
+        assert predictions.dtype == jnp.float32
+        return jnp.square(predictions - clips).mean(), changed
+
+    differentiate = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (one, changed), gradients = differentiate(variables["params"], jax.random.key(1))
+    (other, _), _ = differentiate(variables["params"], jax.random.key(2))
+    assert one != other  # other branches were dropped
+    for before, after in zip(
+        jax.tree.leaves(variables["statistics"]), jax.tree.leaves(changed), strict=True
+    ):
+        assert np.abs(after - before).max() > 0
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+        assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0, path
+
+
+@pytest.mark.fast
+def test_stochastic_depth_drops_whole_examples():
+    branch = jnp.arange(1.0, 65).reshape(64, 1, 1, 1) * jnp.ones((1, 2, 2, 3))
+    depth = StochasticDepth(0.75)
+    kept = depth.apply({}, branch, True, rngs={"dropout": jax.random.key(0)}) / branch
+    assert set(np.unique(np.round(kept, 5))) == {0.0, 4.0}
+    assert (kept == kept[:, :1, :1, :1]).all()
+    assert 6 <= int((kept[:, 0, 0, 0] > 0).sum()) <= 26  # 16 expected, 3.5 the deviation
+    assert depth.apply({}, branch, False) is branch
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("settings", "shape", "masked", "message"),
+    [
+        ({"known": (True, True)}, (1, 2, 4, 4, 1), False, "known = .*mark some frames"),
+        ({"known": (False, False)}, (1, 2, 4, 4, 1), False, "known = .*mark some frames"),
+        ({}, (1, 5, 4, 4, 1), False, "clips of 5 frames of 1 channels .* known, of 4 frames"),
+        ({}, (1, 4, 4, 4, 3), False, "3 channels do not fit .*channels = 1"),
+        ({}, (1, 4, 4, 4, 1), True, "partial = false takes no mask"),
+        ({"partial": True}, (1, 4, 4, 4, 1), False, "partial = true needs a mask"),
+        ({"spatial_layers": 1}, (1, 4, 4, 4, 1), False, "spatial_layers = 1 .*at least 2"),
+        ({"spatial_layers": 4}, (1, 4, 8, 6, 1), False, "8 x 6 pixels .* multiples of 4"),
+        ({"spatial_features": 3}, (1, 4, 4, 4, 1), False, "spatial_features = 3 must be even"),
+        (
+            {"translator": "inception", "temporal_features": 24},
+            (1, 4, 4, 4, 1),
+            False,
+            "temporal_features = 24 .* multiple of 16",
+        ),
+        (
+            {"translator": "inception", "spatial_features": 2},
+            (1, 4, 4, 4, 1),
+            False,
+            "spatial_features = 2 times 2 predicted frames",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(settings, shape, masked, message):
+    model = SimVP(**{"known": NEXT, **TINY, **settings})
+    mask = jnp.ones((*shape[:4], 1)) if masked else None
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape), mask)
+
+
+@pytest.mark.fast
+def test_even_depthwise_kernels_are_refused():
+    with pytest.raises(UserError, match=r"kernel sizes \(2, 3\) .* must be odd"):
+        depthwise_conv2d(jnp.zeros((1, 4, 4, 1)), jnp.zeros((2, 3, 1)))
