@@ -82,7 +82,7 @@ def _genjax_figures(game: Game) -> tuple[Figures, dict[str, Any]]:
     loss = LOSSES[game.objective["loss"]]
     networks = {
         "generator": task.step.generator.clone(dtype=jnp.float64),
-        "discriminator": task.step.discriminator.clone(dtype=jnp.float64),
+        "discriminator": task.step.judges["discriminator"].network.clone(dtype=jnp.float64),
     }
 
     def apply(name: str, tree: Any, *arguments: Any, **settings: Any) -> Any:

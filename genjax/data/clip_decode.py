@@ -14,8 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from genjax.data.clip_listing import VIDEO_EXTENSIONS, ClipFile, list_clips
-from genjax.data.image_decode import Decoding, UnreadableImage, decode_image
-from genjax.data.image_decode import _pixels as pixels_of
+from genjax.data.image_decode import Decoding, UnreadableImage, decode_image, pixels_of
 from genjax.data.tfds_builder import first_line
 from genjax.errors import UserError
 

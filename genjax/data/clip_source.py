@@ -22,7 +22,7 @@ Description = Mapping[str, np.ndarray]
 """Clips as the host knows them: arrays whose leading axis counts the clips.
 
 Stored clips are the array "clips". What is drawn on the device is described by less, such as the
-pictures of two digits and where they stand in each frame. "labels" is there where there are classes.
+pictures of two digits and where they stand in each frame. With classes there are "labels" too.
 """
 
 

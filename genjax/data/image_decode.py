@@ -111,7 +111,7 @@ def decode_image(encoded: bytes, decoding: Decoding) -> UInt8[np.ndarray, "H W C
                     f"has {image.width} x {image.height} pixels, more than {_MOST_PIXELS:,}"
                 )
             image.load()
-            return _pixels(_upright(image), decoding)
+            return pixels_of(_upright(image), decoding)
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError:
@@ -130,7 +130,12 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _pixels(image: Image.Image, decoding: Decoding) -> np.ndarray:
+def pixels_of(image: Image.Image, decoding: Decoding) -> UInt8[np.ndarray, "H W C"]:
+    """The pixels of an opened image, in the size and with the channels that are wanted.
+
+    Raises:
+        UnreadableImage: its values have no known range.
+    """
     image = _eight_bits(image)
     if decoding.channels == 4:
         image = _resized(image.convert("RGBA"), decoding)

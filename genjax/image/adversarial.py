@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import grain
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,16 @@ from genjax.errors import UserError
 from genjax.flops import count_flops
 from genjax.image.adversarial_config import AdversarialConfig, ImageGenerationConfig
 from genjax.image.adversarial_evaluation import JUDGE, AdversarialEvaluation
-from genjax.image.adversarial_step import GENERATOR, AdversarialStep, Variant
+from genjax.image.adversarial_judge import Judge
+from genjax.image.adversarial_step import (
+    DISCRIMINATOR,
+    GENERATOR,
+    AdversarialStep,
+    Material,
+    Variant,
+    to_float,
+)
+from genjax.image.augmentation import make_augmentation, mirror
 from genjax.image.classifier import save_classifier
 from genjax.image.features import CLASSIFIER, make_extractor
 from genjax.image.figures import Figures
@@ -33,6 +43,48 @@ from genjax.image.metrics.features import ClassifierExtractor
 from genjax.image.scatter import scatter
 from genjax.media import ImageSample, image_grid
 from genjax.task import Batch, Evaluation, Sample, Shard, Task, TrainState
+
+
+def make_step(
+    config: AdversarialConfig,
+    generator: nn.Module,
+    discriminator: nn.Module,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> AdversarialStep:
+    """The step of two networks that play over images of a shape.
+
+    Args:
+        config: the run's config.
+        generator: (latents, labels or None, train=..) -> images [B, H, W, C].
+        discriminator: (images, labels, train=..) -> logits [B].
+        image_shape: (H, W, C).
+        num_classes: of the labels; 0 for none.
+    """
+
+    def material(batch: Batch, key: Key[Array, ""]) -> Material:
+        images = batch["images"]
+        if config.data.mirror:
+            images = mirror(images, key)
+        return Material(to_float(images), batch.get("labels"))
+
+    def whole(images: Array, labels: Any, key: Key[Array, ""]) -> tuple[Array, Any]:
+        del key
+        return images, labels
+
+    labels = jnp.zeros((1,), jnp.int32) if num_classes else None
+    return AdversarialStep(
+        config,
+        generator,
+        {
+            DISCRIMINATOR: Judge(
+                discriminator, whole, make_augmentation(config.augmentation, config.model.circular)
+            )
+        },
+        material,
+        latent_size=config.model.latent_size,
+        example=Material(jnp.zeros((1, *image_shape)), labels),
+    )
 
 
 class Adversarial(Task):
@@ -61,7 +113,7 @@ class Adversarial(Task):
             ) from error
         if config.data.mirror and self.source.mixture is not None:
             raise UserError("data.mirror: is for images, and data.source makes points")
-        self.step = AdversarialStep(config, *networks, shape, classes)
+        self.step = make_step(config, *networks, shape, classes)
         self.view = GeneratorView(
             networks.generator, config.evaluation.batch_size or config.data.batch_size
         )

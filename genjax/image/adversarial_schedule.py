@@ -1,6 +1,6 @@
 """What changes over an adversarial run: rates, weights, the average, augmentation, Adam's steps.
 
-Pure functions of the config and of the images seen so far.
+Pure functions of the config and of the images (or clips) seen so far.
 """
 
 from typing import Any, Literal
@@ -11,15 +11,15 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from genjax.image.ada_controller import ControllerState, init_controller, update_controller
-from genjax.image.adversarial_config import AdamConfig, AdversarialConfig
 from genjax.image.augmentation import ADAConfig
+from genjax.image.game_config import AdamConfig, GameConfig
 from genjax.task import Tree
 
 Share = Float[Array, ""]
 """How much of the annealing is done, from 0 to 1."""
 
 
-def annealed_share(config: AdversarialConfig, seen: Int[Array, ""]) -> Share:
+def annealed_share(config: GameConfig, seen: Int[Array, ""]) -> Share:
     """How much of the annealing is done after so many images: half a cosine."""
     images = config.annealing.images
     if images is None:
@@ -33,14 +33,14 @@ def towards(start: float, end: float | None, share: Share) -> Any:
 
 
 def adam_step(
-    config: AdversarialConfig,
-    network: Literal["generator", "discriminator"],
+    config: GameConfig,
+    role: Literal["generator", "discriminator"],
     params: Tree,
     opt_state: Tree,
     grads: Tree,
     share: Share,
 ) -> tuple[Tree, Tree]:
-    """One step of Adam for a network.
+    """One step of Adam for a network of a role.
 
     A regulariser that every k-th step takes a step of its own makes k + 1 steps of k, so rate and
     betas are those of k / (k + 1) of a step (Karras et al. 2020, "Analyzing and improving the
@@ -49,9 +49,9 @@ def adam_step(
     Returns:
         The parameters and the optimizer state after it.
     """
-    adam: AdamConfig = getattr(config, f"{network}_optimizer")
+    adam: AdamConfig = getattr(config, f"{role}_optimizer")
     objective, annealing = config.objective, config.annealing
-    if network == "discriminator":
+    if role == "discriminator":
         lazy = objective.has_penalties and objective.penalty_interval > 1
         interval = objective.penalty_interval
     else:
@@ -65,9 +65,7 @@ def adam_step(
     return jax.tree.map(lambda p, u: p - rate * u, params, updates), opt_state
 
 
-def average_weight(
-    config: AdversarialConfig, seen: Int[Array, ""], share: Share
-) -> Float[Array, ""]:
+def average_weight(config: GameConfig, seen: Int[Array, ""], share: Share) -> Float[Array, ""]:
     """What the average takes of the new parameters after a batch: 1 - 2^(-batch / half-life)."""
     average, batch_size = config.average, config.data.batch_size
     half_life = average.half_life_images * towards(1.0, config.annealing.half_life, share)
@@ -77,7 +75,7 @@ def average_weight(
     return -jnp.expm1(-jnp.log(2.0) * batch_size / jnp.maximum(half_life, 1e-8))
 
 
-def init_augmentation(config: AdversarialConfig) -> ControllerState | None:
+def init_augmentation(config: GameConfig) -> ControllerState | None:
     """The controller's first state, or None where nothing adapts."""
     augmentation = config.augmentation
     if isinstance(augmentation, ADAConfig) and augmentation.probability is None:
@@ -86,7 +84,7 @@ def init_augmentation(config: AdversarialConfig) -> ControllerState | None:
 
 
 def augmentation_probability(
-    config: AdversarialConfig, controller: ControllerState | None, share: Share
+    config: GameConfig, controller: ControllerState | None, share: Share
 ) -> Float[Array, ""]:
     """The probability of each augmentation in this step: the controller's, or the held one."""
     if controller is not None:
@@ -97,19 +95,23 @@ def augmentation_probability(
 
 
 def control_augmentation(
-    config: AdversarialConfig,
+    config: GameConfig,
     controller: ControllerState,
-    real_logits: Float[Array, "B"],
+    real_logits: Float[Array, "N"],
     step: Int[Array, ""],
 ) -> ControllerState:
-    """Let the controller see what the discriminator said of a step's real images."""
+    """Let the controller see what the discriminators said of a step's real examples.
+
+    An example counts once in `adjustment_images`, however many logits it has got.
+    """
     augmentation = config.augmentation
     assert isinstance(augmentation, ADAConfig)
+    examples = config.data.batch_size * config.objective.discriminator_steps
     return update_controller(
         controller,
         real_logits,
         step,
         target=augmentation.target,
         interval=augmentation.interval,
-        adjustment_images=augmentation.adjustment_images,
+        adjustment_images=augmentation.adjustment_images * real_logits.size / examples,
     )

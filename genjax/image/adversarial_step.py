@@ -1,51 +1,45 @@
-"""One step of an adversarial game: both networks, their regularisers, the average, the controller.
+"""One step of an adversarial game: all networks, their regularisers, the average, the controller.
 
-Everything is a pure function of the train state and a batch. The networks are Linen modules:
+Everything is a pure function of the train state and a batch. The examples are images or clips. The
+networks are Linen modules:
 
-    generator(latents [B, Z], labels [B] or None, train=..) -> images [B, H, W, C]
-    discriminator(images, labels, train=..) -> logits [B]
+    generator(latents [B, Z], conditions or None, train=..) -> examples [B, ...]
+    discriminators, one or more: `adversarial_judge.Judge`
 
 What they keep beside parameters lives in their collection "statistics"; the random streams "noise"
 and "mixing" are the generator's. A generator that also has the methods `styles` and `synthesis` can
 be path-length regularised.
 
-Letters: B batch, H height, W width, C channels, Z latent size.
+Letters: B batch, Z latent size.
 """
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key, Num
+from jaxtyping import Array, Float, Key, Num
 
 from genjax import optim
 from genjax.image import adversarial_schedule as schedule
-from genjax.image.adversarial_config import AdversarialConfig
-from genjax.image.augmentation import ADAConfig, make_augmentation, mirror
+from genjax.image.adversarial_judge import Conditions, Examples, Judge, JudgeObjective
+from genjax.image.augmentation import ADAConfig
+from genjax.image.game_config import GameConfig
 from genjax.image.losses import LOSSES
-from genjax.image.regularizers import (
-    between,
-    logits_and_squared_gradient,
-    one_centered_penalty,
-    path_length_penalty,
-    path_lengths,
-    zero_centered_penalty,
-)
+from genjax.image.regularizers import path_length_penalty, path_lengths
 from genjax.parallel.partition import split_like_batch
 from genjax.task import Batch, TrainState, Tree
 
-Network = Literal["generator", "discriminator"]
-"""The names of the networks in the train state's dicts."""
+GENERATOR = "generator"
+"""The generator's name in the train state's dicts."""
 
-GENERATOR: Network = "generator"
-DISCRIMINATOR: Network = "discriminator"
-
-Images = Float[Array, "B H W C"]
-Labels = Int[Array, "B"] | None
+DISCRIMINATOR = "discriminator"
+"""The name of a discriminator that is alone. Of several each name ends so, and what comes before
+begins the names of its metrics."""
 
 
 class Variant(NamedTuple):
@@ -55,9 +49,32 @@ class Variant(NamedTuple):
     path_length: bool = False
 
 
-def to_float(images: Num[Array, "B H W C"]) -> Images:
-    """Stored images in about [-1, 1]: uint8 is scaled, points in the plane stay as they are."""
-    return images / 127.5 - 1.0 if images.dtype == jnp.uint8 else images
+class Material(NamedTuple):
+    """Real examples, and what generated ones beside them are to be conditioned on."""
+
+    examples: Examples
+    conditions: Conditions
+
+
+class GeneratorPenalty(NamedTuple):
+    """A term of the generator's own loss, which no discriminator gives.
+
+    Attributes:
+        name: of its metric.
+        weight: of it in the loss.
+        method: the generator's method to call in training: it returns examples, and something.
+        value: from that something to a scalar.
+    """
+
+    name: str
+    weight: float
+    method: str
+    value: Callable[[Any], Float[Array, ""]]
+
+
+def to_float(examples: Num[Array, "B ..."]) -> Examples:
+    """Stored examples in about [-1, 1]: uint8 is scaled, points in the plane stay as they are."""
+    return examples / 127.5 - 1.0 if examples.dtype == jnp.uint8 else examples
 
 
 class AdversarialStep:
@@ -65,34 +82,50 @@ class AdversarialStep:
 
     def __init__(
         self,
-        config: AdversarialConfig,
+        config: GameConfig,
         generator: nn.Module,
-        discriminator: nn.Module,
-        image_shape: tuple[int, int, int],
-        num_classes: int,
+        judges: Mapping[str, Judge],
+        material: Callable[[Batch, Key[Array, ""]], Material],
+        *,
+        latent_size: int,
+        example: Material,
+        generator_penalty: GeneratorPenalty | None = None,
     ) -> None:
-        """Set up the game between two networks of images of a shape."""
+        """Set up the game of a generator against its discriminators.
+
+        Args:
+            config: objective, optimizers, augmentation, average and annealing.
+            generator: the module.
+            judges: the discriminators by name, in the order in which they are trained.
+            material: from the rows of a batch that one turn is for, and a random key.
+            latent_size: Z.
+            example: one example with its conditions, for shapes; arrays of one row.
+            generator_penalty: a further term of the generator's loss.
+        """
         self.config = config
         self.generator = generator
-        self.discriminator = discriminator
-        self.image_shape = image_shape
-        self.num_classes = num_classes
+        self.judges = judges
+        self.latent_size = latent_size
+        self._material = material
+        self._example = example
+        self._penalty = generator_penalty
+        self._objectives = {name: JudgeObjective(config, judge) for name, judge in judges.items()}
         self._turns = config.objective.discriminator_steps
         self._loss = LOSSES[config.objective.loss]
-        self._augment = make_augmentation(config.augmentation, config.model.circular)
 
     # ---- before the first step ----------------------------------------------------------------
 
     def init(self, key: Key[Array, ""]) -> TrainState:
         """Fresh networks, optimizers and controllers."""
-        generator_key, discriminator_key, run_key = jax.random.split(key, 3)
-        labels = jnp.zeros((1,), jnp.int32) if self.num_classes else None
-        latents = jnp.zeros((1, self.config.model.latent_size))
-        images = jnp.zeros((1, *self.image_shape))
-        variables = {
-            GENERATOR: self.generator.init(generator_key, latents, labels),
-            DISCRIMINATOR: self.discriminator.init(discriminator_key, images, labels),
+        generator_key, *judge_keys, run_key = jax.random.split(key, 2 + len(self.judges))
+        example, conditions = self._example
+        latents = jnp.zeros((1, self.latent_size))
+        variables: dict[str, Any] = {
+            GENERATOR: self.generator.init(generator_key, latents, conditions)
         }
+        for (name, objective), judge_key in zip(self._objectives.items(), judge_keys, strict=True):
+            inputs, labels = objective.look(example, conditions, judge_key)
+            variables[name] = objective.network.init(judge_key, inputs, labels)
         params = {name: tree["params"] for name, tree in variables.items()}
         averaged = {GENERATOR: params[GENERATOR]} if self.config.average.half_life_images else {}
         carry: dict[str, Tree] = {
@@ -114,14 +147,12 @@ class AdversarialStep:
 
     def _monitors(self) -> list[str]:
         """Penalties, whose last values stand in for those of steps that leave them out."""
-        objective = self.config.objective
-        weights = {
-            "r1_penalty": objective.r1_gamma,
-            "r2_penalty": objective.r2_gamma,
-            "gradient_penalty": objective.gradient_penalty,
-            "path_length": objective.path_length_weight,
-        }
-        return [name for name, weight in weights.items() if weight]
+        names = [
+            _told(judge, name)
+            for judge, objective in self._objectives.items()
+            for name in objective.penalties
+        ]
+        return names + ["path_length"] * bool(self.config.objective.path_length_weight)
 
     def variant(self, step: int) -> Variant:
         """Which regularisers run at a step."""
@@ -136,12 +167,11 @@ class AdversarialStep:
     def __call__(
         self, state: TrainState, batch: Batch, variant: Variant
     ) -> tuple[TrainState, dict[str, Array]]:
-        """The discriminator's steps, then one of the generator.
+        """The discriminators' steps, then one of the generator.
 
         Args:
             state: the state before.
-            batch: "images" (uint8, or float32 points) and, with classes, "labels": the batch size
-                times the number of discriminator steps.
+            batch: what makes the material: the batch size times the number of discriminator steps.
             variant: which regularisers to take.
 
         Returns:
@@ -154,25 +184,40 @@ class AdversarialStep:
         probability = schedule.augmentation_probability(config, controller, share)
         metrics: dict[str, Array] = {}
         keys = [jax.random.split(jax.random.fold_in(key, 1 + turn)) for turn in range(self._turns)]
-        parts = [self._real(batch, turn, keys[turn][0]) for turn in range(self._turns)]
-        scores = []
-        for (real, labels), (_, turn_key) in zip(parts, keys, strict=True):
-            state, new, real_logits = self._train_discriminator(
-                state, real, labels, probability, share, variant, turn_key
-            )
-            metrics |= new
-            scores.append(real_logits)
+        parts = [
+            self._material(self._part(batch, turn), keys[turn][0]) for turn in range(len(keys))
+        ]
+        scores: list[Array] = []
+        for material, (_, turn_key) in zip(parts, keys, strict=True):
+            # Generated once a turn, for all discriminators. The average style and the like follow
+            # the generator's own steps alone.
+            fake_key, *judge_keys = jax.random.split(turn_key, 1 + 2 * len(self.judges))
+            generated = self._generate(state, state.params[GENERATOR], material, fake_key)
+            fake = jax.lax.stop_gradient(generated.examples)
+            for number, name in enumerate(self.judges):
+                state, new, real_logits = self._train_discriminator(
+                    state,
+                    name,
+                    material,
+                    fake,
+                    probability,
+                    share,
+                    variant,
+                    judge_keys[2 * number],
+                    judge_keys[2 * number + 1],
+                )
+                metrics |= new
+                scores.append(real_logits)
         if controller is not None:
             controller = schedule.control_augmentation(
                 config, controller, jnp.concatenate(scores), state.step
             )
             state = dataclasses.replace(state, carry=state.carry | {"augmentation": controller})
-        real, labels = parts[-1]
         generator_key, path_key = jax.random.split(jax.random.fold_in(key, 0))
-        state, new = self._train_generator(state, real, labels, probability, share, generator_key)
+        state, new = self._train_generator(state, parts[-1], probability, share, generator_key)
         metrics |= new
         if variant.path_length:
-            state = self._regularize_generator(state, labels, share, path_key)
+            state = self._regularize_generator(state, parts[-1].conditions, share, path_key)
         metrics |= state.carry["monitors"]
         if isinstance(config.augmentation, ADAConfig):
             metrics["augmentation_probability"] = probability
@@ -183,202 +228,133 @@ class AdversarialStep:
         }
         return dataclasses.replace(state, step=state.step + 1, ema=average), metrics
 
-    def _real(self, batch: Batch, turn: int, key: Array) -> tuple[Images, Labels]:
-        """A turn's real images and labels: every n-th row, so that a device keeps what it has."""
-        images, labels = batch["images"][turn :: self._turns], batch.get("labels")
-        if self.config.data.mirror:
-            images = mirror(images, key)
-        return to_float(images), None if labels is None else labels[turn :: self._turns]
+    def _part(self, batch: Batch, turn: int) -> Batch:
+        """A turn's rows: every n-th, so that a device keeps what it has."""
+        return {name: array[turn :: self._turns] for name, array in batch.items()}
 
-    # ---- the discriminator --------------------------------------------------------------------
+    # ---- a discriminator ----------------------------------------------------------------------
 
     def _train_discriminator(
         self,
         state: TrainState,
-        real: Images,
-        labels: Labels,
+        name: str,
+        material: Material,
+        fake: Examples,
         probability: Array,
         share: Array,
         variant: Variant,
-        key: Array,
+        score_key: Array,
+        penalty_key: Array,
     ) -> tuple[TrainState, dict[str, Array], Array]:
         """A step on the loss, and one on the penalties if they are lazy and due.
 
         Returns:
-            The next state, metrics and the logits of the real images.
+            The next state, metrics and the logits of the real examples.
         """
-        fake_key, score_key, penalty_key = jax.random.split(key, 3)
-        # The average style and the like follow the generator's own steps alone.
-        fake, _ = self._generate(state, state.params[GENERATOR], labels, len(real), fake_key)
-        fake = jax.lax.stop_gradient(fake)
+        objective = self._objectives[name]
         lazy = self.config.objective.penalty_interval > 1
-
-        def objective(params: Tree) -> tuple[Array, Any]:
-            together = variant.penalties and not lazy
-            judged = self._judge(
-                state, params, real, fake, labels, probability, score_key, together
-            )
-            assert judged.real is not None and judged.fake is not None
-            loss = self._loss.discriminator(judged.real, judged.fake)
-            return loss + self._weighted(judged.penalties, share, 1), (loss, judged)
-
-        params = state.params[DISCRIMINATOR]
-        grads, (loss, judged) = jax.grad(objective, has_aux=True)(params)
-        state = self._apply(state, DISCRIMINATOR, grads, share)
+        loss = functools.partial(objective.loss, penalties=variant.penalties and not lazy)
+        grads, (value, judged) = jax.grad(loss, has_aux=True)(
+            state.params[name],
+            state.carry["statistics"][name],
+            objective.show(material.examples, fake, material.conditions, score_key),
+            probability,
+            share,
+            score_key,
+        )
+        state = self._apply(state, name, grads, share)
         state = self._with_carry(
-            state, DISCRIMINATOR, statistics=judged.statistics, monitors=judged.penalties
+            state, name, statistics=judged.statistics, monitors=_all_told(name, judged.penalties)
         )
-        # A relativistic discriminator's logits have no zero but each other's.
-        real_logits, fake_logits = judged.real, judged.fake
-        if self._loss.pairs:
-            real_logits, fake_logits = real_logits - fake_logits, fake_logits - real_logits
-        metrics = {
-            "discriminator_loss": loss,
-            "discriminator_grad_norm": optax.tree.norm(grads),
-            "real_score": jnp.mean(judged.real),
-            "fake_score": jnp.mean(judged.fake),
-            "real_sign": jnp.mean(jnp.sign(real_logits)),
-            "fake_sign": jnp.mean(jnp.sign(fake_logits)),
-        }
+        metrics, real_logits = objective.metrics(value, judged)
+        metrics["discriminator_grad_norm"] = optax.tree.norm(grads)
         if variant.penalties and lazy:
-
-            def penalty(params: Tree) -> tuple[Array, dict[str, Array]]:
-                judged = self._judge(
-                    state, params, real, fake, labels, probability, penalty_key, True, False
-                )
-                interval = self.config.objective.penalty_interval
-                return self._weighted(judged.penalties, share, interval), judged.penalties
-
-            grads, penalties = jax.grad(penalty, has_aux=True)(state.params[DISCRIMINATOR])
-            state = self._apply(state, DISCRIMINATOR, grads, share)
-            state = self._with_carry(state, DISCRIMINATOR, monitors=penalties)
-        return state, metrics, real_logits
-
-    def _judge(
-        self,
-        state: TrainState,
-        params: Tree,
-        real: Images,
-        fake: Images,
-        labels: Labels,
-        probability: Array,
-        key: Array,
-        penalties: bool,
-        logits: bool = True,
-    ) -> "Judged":
-        """Logits of real and generated images, the penalties in use, or both."""
-        objective = self.config.objective
-        real_key, fake_key, between_key, place_key = jax.random.split(key, 4)
-        statistics = state.carry["statistics"][DISCRIMINATOR]
-        scores: dict[str, Array] = {}
-        found: dict[str, Array] = {}
-        for name, images, image_key, gamma in (
-            ("r1_penalty", real, real_key, objective.r1_gamma),
-            ("r2_penalty", fake, fake_key, objective.r2_gamma),
-        ):
-            score = functools.partial(
-                self._score, params, statistics, labels, probability, image_key
+            grads, penalties = jax.grad(objective.penalty, has_aux=True)(
+                state.params[name],
+                state.carry["statistics"][name],
+                objective.show(material.examples, fake, material.conditions, penalty_key),
+                probability,
+                share,
+                penalty_key,
             )
-            if penalties and gamma:
-                scores[name], squared, statistics = logits_and_squared_gradient(score, images)
-                found[name] = zero_centered_penalty(squared)
-            elif logits:
-                scores[name], statistics = score(images)
-        if penalties and objective.gradient_penalty:
-            score = functools.partial(
-                self._score, params, statistics, labels, probability, between_key
-            )
-            _, squared, _ = logits_and_squared_gradient(score, between(real, fake, place_key))
-            found["gradient_penalty"] = one_centered_penalty(squared)
-        return Judged(scores.get("r1_penalty"), scores.get("r2_penalty"), statistics, found)
-
-    def _score(
-        self,
-        params: Tree,
-        statistics: Tree,
-        labels: Labels,
-        probability: Array,
-        key: Array,
-        images: Images,
-    ) -> tuple[Float[Array, "B"], Tree]:
-        """Logits of augmented images, and the moved statistics."""
-        augmented = self._augment(images, key, probability)
-        logits, updates = self.discriminator.apply(
-            {"params": params, "statistics": statistics},
-            augmented,
-            labels,
-            train=True,
-            mutable=["statistics"],
-        )
-        return logits, updates.get("statistics", {})
-
-    def _weighted(self, penalties: dict[str, Array], share: Array, interval: int) -> Any:
-        """The sum of penalties by their weights, stronger by how rarely they are taken."""
-        objective = self.config.objective
-        anneal = self.config.annealing.gamma
-        gammas = {
-            "r1_penalty": objective.r1_gamma * schedule.towards(1.0, anneal, share),
-            "r2_penalty": objective.r2_gamma * schedule.towards(1.0, anneal, share),
-            "gradient_penalty": objective.gradient_penalty,
-        }
-        return sum((interval * gammas[name] * value for name, value in penalties.items()), 0.0)
+            state = self._apply(state, name, grads, share)
+            state = self._with_carry(state, name, monitors=_all_told(name, penalties))
+        return state, _all_told(name, metrics), real_logits
 
     # ---- the generator ------------------------------------------------------------------------
 
     def _train_generator(
         self,
         state: TrainState,
-        real: Images,
-        labels: Labels,
+        material: Material,
         probability: Array,
         share: Array,
         key: Array,
     ) -> tuple[TrainState, dict[str, Array]]:
-        """A step on the loss, against the discriminator as it is now."""
-        fake_key, fake_score_key, real_score_key = jax.random.split(key, 3)
-        judge = state.params[DISCRIMINATOR], state.carry["statistics"][DISCRIMINATOR]
+        """A step on the sum of the losses, against the discriminators as they are now."""
+        fake_key, *judge_keys = jax.random.split(key, 1 + 2 * len(self.judges))
 
-        def objective(params: Tree) -> tuple[Array, Tree]:
-            fake, statistics = self._generate(state, params, labels, len(real), fake_key)
-            fake_logits, _ = self._score(*judge, labels, probability, fake_score_key, fake)
-            real_logits = fake_logits
-            if self._loss.pairs:
-                real_logits, _ = self._score(*judge, labels, probability, real_score_key, real)
-            return self._loss.generator(real_logits, fake_logits), statistics
+        def loss(params: Tree) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
+            generated = self._generate(state, params, material, fake_key)
+            total: Any = 0.0
+            for number, (name, objective) in enumerate(self._objectives.items()):
+                judge = state.params[name], state.carry["statistics"][name]
 
-        params = state.params[GENERATOR]
-        (loss, statistics), grads = jax.value_and_grad(objective, has_aux=True)(params)
+                def logits(
+                    examples: Array,
+                    key: Array,
+                    objective: JudgeObjective = objective,
+                    judge: tuple[Tree, Tree] = judge,
+                ) -> Array:
+                    inputs, labels = objective.look(examples, material.conditions, key)
+                    found, _ = objective.score(*judge, inputs, labels, probability, key)
+                    return found.reshape(-1)
+
+                fake_logits = logits(generated.examples, judge_keys[2 * number])
+                real_logits = fake_logits
+                if self._loss.pairs:
+                    real_logits = logits(material.examples, judge_keys[2 * number + 1])
+                total += self._loss.generator(real_logits, fake_logits)
+            metrics = {"generator_loss": total}
+            if self._penalty is not None:
+                value = self._penalty.value(generated.beside)
+                metrics[self._penalty.name] = value
+                total += self._penalty.weight * value
+            return total, (generated.statistics, metrics)
+
+        grads, (statistics, metrics) = jax.grad(loss, has_aux=True)(state.params[GENERATOR])
         state = self._apply(state, GENERATOR, grads, share)
         state = self._with_carry(state, GENERATOR, statistics=statistics)
-        return state, {"generator_loss": loss, "generator_grad_norm": optax.tree.norm(grads)}
+        return state, metrics | {"generator_grad_norm": optax.tree.norm(grads)}
 
     def _generate(
-        self, state: TrainState, params: Tree, labels: Labels, count: int, key: Array
-    ) -> tuple[Images, Tree]:
-        """Images of new latents, and the moved statistics."""
+        self, state: TrainState, params: Tree, material: Material, key: Array
+    ) -> "Generated":
+        """As many examples of new latents as there are real ones, and the moved statistics."""
         latents_key, noise_key, mixing_key = jax.random.split(key, 3)
-        latents = _latents(latents_key, count, self.config.model.latent_size)
-        images, updates = self.generator.apply(
+        latents = _latents(latents_key, len(material.examples), self.latent_size)
+        made, updates = self.generator.apply(
             {"params": params, "statistics": state.carry["statistics"][GENERATOR]},
             latents,
-            labels,
+            material.conditions,
             train=True,
             mutable=["statistics"],
             rngs={"noise": noise_key, "mixing": mixing_key},
+            method=None if self._penalty is None else self._penalty.method,
         )
-        return images, updates.get("statistics", {})
+        examples, beside = (made, None) if self._penalty is None else made
+        return Generated(examples, updates.get("statistics", {}), beside)
 
     def _regularize_generator(
-        self, state: TrainState, labels: Labels, share: Array, key: Array
+        self, state: TrainState, conditions: Conditions, share: Array, key: Array
     ) -> TrainState:
         """A step on the path-length penalty."""
         objective = self.config.objective
         latents_key, noise_key, mixing_key, direction_key = jax.random.split(key, 4)
         count = max(self.config.data.batch_size // objective.path_length_share, 1)
-        latents = _latents(latents_key, count, self.config.model.latent_size)
-        if labels is not None:
-            # Every n-th, so that a device keeps the labels that it has.
-            labels = labels[:: objective.path_length_share][:count]
+        latents = _latents(latents_key, count, self.latent_size)
+        # Every n-th, so that a device keeps the conditions that it has.
+        some = jax.tree.map(lambda leaf: leaf[:: objective.path_length_share][:count], conditions)
         statistics = state.carry["statistics"][GENERATOR]
 
         def penalty(params: Tree) -> tuple[Array, tuple[Array, Array]]:
@@ -386,7 +362,7 @@ class AdversarialStep:
             styles, _ = self.generator.apply(
                 variables,
                 latents,
-                labels,
+                some,
                 train=True,
                 mutable=["statistics"],
                 rngs={"mixing": mixing_key},
@@ -411,10 +387,15 @@ class AdversarialStep:
 
     # ---- the state ----------------------------------------------------------------------------
 
-    def _apply(self, state: TrainState, network: Network, grads: Tree, share: Array) -> TrainState:
+    def _apply(self, state: TrainState, network: str, grads: Tree, share: Array) -> TrainState:
         """The state after a step of Adam for one network."""
         params, opt_state = schedule.adam_step(
-            self.config, network, state.params[network], state.opt_state[network], grads, share
+            self.config,
+            "generator" if network == GENERATOR else "discriminator",
+            state.params[network],
+            state.opt_state[network],
+            grads,
+            share,
         )
         return dataclasses.replace(
             state,
@@ -425,7 +406,7 @@ class AdversarialStep:
     def _with_carry(
         self,
         state: TrainState,
-        network: Network,
+        network: str,
         *,
         statistics: Tree = None,
         monitors: dict[str, Array] | None = None,
@@ -439,13 +420,21 @@ class AdversarialStep:
         return dataclasses.replace(state, carry=carry)
 
 
-class Judged(NamedTuple):
-    """What the discriminator says of a batch."""
+class Generated(NamedTuple):
+    """What the generator makes of a batch of latents."""
 
-    real: Float[Array, "B"] | None
-    fake: Float[Array, "B"] | None
+    examples: Examples
     statistics: Tree
-    penalties: dict[str, Array]
+    beside: Any
+
+
+def _told(judge: str, name: str) -> str:
+    """A metric's name: that of a discriminator among several begins with which one it is."""
+    return judge.removesuffix(DISCRIMINATOR) + name
+
+
+def _all_told(judge: str, metrics: dict[str, Array]) -> dict[str, Array]:
+    return {_told(judge, name): value for name, value in metrics.items()}
 
 
 def _latents(key: Key[Array, ""], count: int, size: int) -> Float[Array, "B Z"]:

@@ -20,6 +20,7 @@ from genjax.data.clip_batches import EvaluationClips, training_batches
 from genjax.data.clip_sources import open_clips
 from genjax.errors import UserError
 from genjax.flops import count_flops
+from genjax.image.lpips import Lpips, load_lpips
 from genjax.task import Batch, Evaluation, Sample, Shard, Task, TrainState, Tree
 from genjax.video.conditioning import Known, Predict
 from genjax.video.metrics.prediction_figures import figures, frame_sums, metrics_that_fit
@@ -29,6 +30,9 @@ from genjax.video.prediction_config import PredictionConfig, PredictionGeneratio
 from genjax.video.prediction_samples import generate_predictions, prediction_strips
 from genjax.video.prediction_view import PredictionView
 from genjax.video.sampling_schedule import draw_feed, truth_probabilities
+
+LPIPS = "lpips"
+"""The figure, and its network's parameters among what an evaluation hands to its step."""
 
 NETWORK = "predictor"
 """The name of the one network in the train state's dicts."""
@@ -59,10 +63,14 @@ class FramePrediction(Task):
             )
         _, height, width, channels = self.source.clip_shape
         self.metrics = metrics_that_fit(height, width)
+        self._lpips = (
+            None if config.evaluation.lpips is None else load_lpips(config.evaluation.lpips)
+        )
+        named = [*self.metrics, *([] if self._lpips is None else [LPIPS])]
         best = config.checkpoint.best_metric
-        if best not in (None, *self.metrics):
+        if best not in (None, *named):
             raise UserError(
-                f"checkpoint.best_metric: no figure {best!r}; one of {', '.join(self.metrics)}"
+                f"checkpoint.best_metric: no figure {best!r}; one of {', '.join(named)}"
             )
         if config.objective.ssim and "ssim" not in self.metrics:
             raise UserError(
@@ -238,8 +246,12 @@ class FramePrediction(Task):
         averaged = f"; parameters averaged by {average:g}" if average else ""
         which = f"{clips.count:,} clips of {self.source.name} ({config.split})"
         protocol = f"{which}; {self._told()}{averaged}"
+        constants = {}
+        if self._lpips is not None:
+            constants = {LPIPS: self._lpips.params}
+            protocol += f"; LPIPS (AlexNet) by weights {self._lpips.sha256[:12]}"
         name = "training_clips" if config.split == "train" else config.split
-        return Evaluation(name, protocol, clips)
+        return Evaluation(name, protocol, clips, constants=constants)
 
     def _told(self) -> str:
         if self.conditioning.partial:
@@ -258,9 +270,27 @@ class FramePrediction(Task):
         clips = self._clips(batch)[:, : len(self.known)]
         predicted = self._predictions(self._variables(state), clips, batch["index"])
         targets = self._targets()
-        return state.carry, frame_sums(
-            predicted[:, targets], clips[:, targets], batch["weights"], self.metrics
-        )
+        judge = state.carry.get(LPIPS)
+        return state.carry, self._sums(predicted[:, targets], clips[:, targets], batch, judge)
+
+    def _sums(
+        self,
+        predicted: Float[Array, "B U H W C"],
+        truth: Float[Array, "B U H W C"],
+        batch: Batch,
+        judge: Tree,
+    ) -> dict[str, Array]:
+        """Sums of the metrics of each predicted frame; LPIPS too if its weights are given."""
+        weights = batch["weights"]
+        sums = frame_sums(predicted, truth, weights, self.metrics)
+        if judge is not None:
+            images, others = (
+                2.0 * jnp.clip(clips, 0.0, 1.0).reshape(-1, *clips.shape[2:]) - 1.0
+                for clips in (predicted, truth)
+            )
+            distances: Any = Lpips().apply({"params": judge}, images, others)
+            sums[LPIPS] = jnp.einsum("b,bu->u", weights, distances.reshape(truth.shape[:2]))
+        return sums
 
     def _predictions(
         self, variables: Tree, clips: Float[Array, "B T H W C"], numbers: Int[Array, "B"]
@@ -287,17 +317,18 @@ class FramePrediction(Task):
         mean = jnp.asarray(self._mean_image(), jnp.float32)
         batches = self._evaluation_clips(Shard())
         targets, totals = self._targets(), {}
+        judge = None if self._lpips is None else self._lpips.params
 
         @jax.jit
-        def sums(batch: Batch) -> dict[str, Any]:
+        def sums(batch: Batch, judge: Tree) -> dict[str, Any]:
             clips = self._clips(batch)[:, : len(self.known)]
             return {
-                name: frame_sums(predicted, clips[:, targets], batch["weights"], self.metrics)
+                name: self._sums(predicted, clips[:, targets], batch, judge)
                 for name, predicted in self._trivial(clips, batch["index"], mean).items()
             }
 
         for number in range(len(batches)):
-            for name, new in jax.tree.map(np.asarray, sums(batches[number])).items():
+            for name, new in jax.tree.map(np.asarray, sums(batches[number], judge)).items():
                 totals[name] = self.combine(totals.get(name), new)
         return [{"name": name, **self.figures(total)} for name, total in totals.items()]
 

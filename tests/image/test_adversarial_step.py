@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from autograd import elementwise_grad, grad
 
-from genjax.image import adversarial_step
-from genjax.image.adversarial_step import AdversarialStep, Variant
+from genjax.image import adversarial, adversarial_judge, adversarial_step
+from genjax.image.adversarial import make_step
+from genjax.image.adversarial_step import Variant
 from genjax.nn.batch_norm import BatchNorm
 from genjax.task import Shard
 from tests.image.small_gans import DENSE, POINTS, configured, numbers, styled, trained
@@ -56,13 +57,13 @@ def played(task):
             return lengths(synthesis, styles, key)
 
         with ExitStack() as patches:
-            for target, new in {
-                "_latents": kept("latents", adversarial_step._latents),
-                "between": kept("between", adversarial_step.between),
-                "mirror": kept("mirrored", adversarial_step.mirror),
-                "path_lengths": path_lengths,
-            }.items():
-                patches.enter_context(mock.patch.object(adversarial_step, target, new))
+            for module, target, new in (
+                (adversarial_step, "_latents", kept("latents", adversarial_step._latents)),
+                (adversarial_judge, "between", kept("between", adversarial_judge.between)),
+                (adversarial, "mirror", kept("mirrored", adversarial.mirror)),
+                (adversarial_step, "path_lengths", path_lengths),
+            ):
+                patches.enter_context(mock.patch.object(module, target, new))
             return *task.step(state, batch, variant), draws
 
     return jax.jit(step, static_argnames="variant")
@@ -436,7 +437,7 @@ def test_the_controller_decides_by_all_turns_together():
     )
     task = config.make_task()
     shape = task.source.image_shape
-    task.step = AdversarialStep(config, task.step.generator, Brightness(), shape, 10)
+    task.step = make_step(config, task.step.generator, Brightness(), shape, 10)
     state = jax.jit(task.init)(jax.random.key(0))
     images = np.zeros((10, *shape), np.uint8)
     images[::2] = 255
@@ -466,7 +467,7 @@ def test_whose_statistics_move_when():
     task = config.make_task()
     shape = task.source.image_shape
     generator = task.step.generator
-    task.step = AdversarialStep(config, generator, NormedDiscriminator(), shape, 0)
+    task.step = make_step(config, generator, NormedDiscriminator(), shape, 0)
     state = jax.jit(task.init)(jax.random.key(0))
     batch = task.dataset("train", Shard())[0]
     assert task.variant(0) == Variant(True, True)

@@ -76,7 +76,7 @@ def check_training(task):
 @pytest.mark.parametrize("kind", MODELS)
 def test_every_conditional_model_trains(kind):
     task = configured(MODELS[kind], **GAMES[kind]).make_task()
-    assert task.step.num_classes == 10
+    assert task.step.generator.num_classes == 10
     state = check_training(task)
     assert bool(state.carry["statistics"]["generator"]) == (kind in ("dcgan", "sngan", "stylegan2"))
 
@@ -86,7 +86,7 @@ def test_every_conditional_model_trains(kind):
 )
 def test_every_unconditional_model_trains(kind, monkeypatch):
     task = unlabelled_task(configured(MODELS[kind], **GAMES[kind]), monkeypatch)
-    assert task.step.num_classes == 0
+    assert task.step.generator.num_classes == 0
     check_training(task)
 
 
@@ -362,7 +362,7 @@ def test_modes_of_stacked_digits(stacks, tmp_path):
         "metrics": ["modes"],
     }
     task = configured(DENSE, stacks, evaluation=evaluation).make_task()
-    assert task.step.num_classes == 1000 and task.source.image_shape == (8, 8, 3)
+    assert task.step.generator.num_classes == 1000 and task.source.image_shape == (8, 8, 3)
     rows = {row["name"]: row for row in task.baselines()}
     found = evaluated(task, initial(task))
     real = rows["real images (validation, 150), the floor"]

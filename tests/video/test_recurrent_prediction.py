@@ -71,8 +71,17 @@ def clips_and_feed(past=PAST, future=FUTURE, drawn=0):
     return clips, feed, every
 
 
-@pytest.mark.parametrize("drawn,remat", [(0, False), (9, False), (18, True)])
-@pytest.mark.parametrize("kind", ["convlstm", "predrnn"])
+@pytest.mark.parametrize(
+    "kind,drawn,remat",
+    [
+        ("convlstm", 0, False),
+        ("predrnn", 9, False),
+        ("convlstm", 18, True),
+        pytest.param("predrnn", 0, False, marks=pytest.mark.slow),
+        pytest.param("convlstm", 9, False, marks=pytest.mark.slow),
+        pytest.param("predrnn", 18, True, marks=pytest.mark.slow),
+    ],
+)
 def test_twenty_frames(kind, drawn, remat):
     """The future unseen; scheduled sampling of the future; reverse scheduled of both halves."""
     clips, feed, every = clips_and_feed(drawn=drawn)
@@ -89,7 +98,14 @@ def test_twenty_frames(kind, drawn, remat):
         assert relative_error(ours[:, 1:], theirs) <= 1e-12
 
 
-@pytest.mark.parametrize("kind,remat", [("convlstm", False), ("convlstm", True), ("predrnn", True)])
+@pytest.mark.parametrize(
+    "kind,remat",
+    [
+        ("convlstm", False),
+        ("predrnn", True),
+        pytest.param("convlstm", True, marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_of_a_roll_out(kind, remat):
     clips, feed, every = clips_and_feed(3, 3, drawn=2)
     module = make(kind, predict(3, 3), remat=remat)
