@@ -35,7 +35,7 @@ STAND_IN_VOCABULARY = 300
 TRACED_SLOWLY = {
     name
     for name in CONFIGS
-    if name.startswith(("image/stylegan2", "image/textures", "image/r3gan"))
+    if name.startswith(("image/stylegan2", "image/textures", "image/r3gan", "video/shape"))
 }
 
 pytestmark = pytest.mark.fast
@@ -53,6 +53,11 @@ def stand_in(tmp_path_factory):
             path.parent.mkdir(parents=True, exist_ok=True)
             pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
             Image.fromarray(pixels).save(path)
+    for number in range(3):
+        for frame in range(40):
+            path = folder / "clips" / f"clip{number}" / f"{frame:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (number * 80, frame * 6, 0)).save(path)
     (folder / "digits").mkdir()
     for part in ("train", "t10k"):
         images = random.integers(0, 256, (20, 28, 28), np.uint8)
@@ -69,7 +74,7 @@ def make_task(config, stand_in):
     tree = tomllib.loads(dump(config))
     source = tree["data"]["source"]
     match source["kind"]:
-        case "builtin" | "digits" | "gaussian_mixture":
+        case "builtin" | "digits" | "gaussian_mixture" | "moving_digits" | "shape_motion":
             return config.make_task(), f"the built-in {source['kind'].replace('builtin', 'text')}"
         case "files" if config.kind == "language_modeling":
             if "vocab_size" in tree["data"]["tokenizer"]:
@@ -79,6 +84,13 @@ def make_task(config, stand_in):
         case "idx":
             source["path"] = str(stand_in / "digits")
             told = "stand-in images of 10 classes"
+        case "moving_mnist":
+            source["path"] = str(stand_in / "digits")
+            told = "stand-in digits in motion"
+        case "files" if config.kind in ("prediction", "video_adversarial"):
+            source["path"] = str(stand_in / "clips")
+            source["cache"] = str(stand_in / "cache")
+            told = "stand-in clips"
         case _:
             # A set by name has its own size and classes; a folder those that the config asks for.
             source = {

@@ -19,7 +19,7 @@ from genjax.nn.convolutional_recurrence import (
 )
 from genjax.nn.loop_convolution import loop_conv2d
 from genjax.nn.recurrent import lstm
-from tests.image.gan_reference import greatest_error, relative_error
+from tests.image.gan_reference import greatest_error, randomized, relative_error
 from tests.nn import convolutional_recurrence_reference as reference
 
 pytestmark = pytest.mark.fast
@@ -147,7 +147,7 @@ def test_a_step_of_the_spatio_temporal_lstm(scale):
     )
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_sequence_of_conv_lstm(remat):
     layer = ConvLSTM(F, K, dtype=jnp.float64, remat=remat)
     xs, h, c = arrays((4, B, H, W, C), (B, H, W, F), (B, H, W, F))
@@ -166,7 +166,7 @@ def test_a_sequence_of_conv_lstm(remat):
     )
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_sequence_of_conv_gru(remat):
     layer = ConvGRU(F, K, dtype=jnp.float64, remat=remat)
     xs, h = arrays((4, B, H, W, C), (B, H, W, F))
@@ -192,8 +192,9 @@ def test_sequences_begin_with_zeros_and_have_the_parameters_of_their_cells():
         (ConvLSTM(F, K), ConvLSTMCell(F, K), (zeros, zeros)),
         (ConvGRU(F, K), ConvGRUCell(F, K), zeros),
     ):
-        params = jax.jit(cell.init)(jax.random.key(0), state, xs[0])
-        last, hidden = jax.jit(layer.apply)(params, xs)
+        shapes = jax.eval_shape(cell.init, jax.random.key(0), state, xs[0])
+        params = jax.tree.map(np.float32, randomized(shapes))
+        last, hidden = jax.device_get(jax.jit(layer.apply)(params, xs))
         step = jax.jit(cell.apply)
         for t, x in enumerate(xs):
             state = step(params, state, x)
@@ -219,7 +220,7 @@ def test_of_one_pixel_it_is_an_lstm():
 def test_states_stay_float32_in_bfloat16():
     xs, h = (a.astype(np.float32) for a in arrays((3, B, H, W, C), (B, H, W, F)))
     exact, rough = ConvLSTM(F, K), ConvLSTM(F, K, dtype=jnp.bfloat16)
-    params = jax.jit(exact.init)(jax.random.key(0), xs)
+    params = jax.tree.map(np.float32, {"params": parameters(exact, (xs,), 1)})
     (hidden, cell), sequence = jax.jit(rough.apply)(params, xs, (h, h))
     assert {a.dtype for a in (hidden, cell, sequence)} == {jnp.dtype(jnp.float32)}
     (_, expected), _ = jax.jit(exact.apply)(params, xs, (h, h))

@@ -84,7 +84,7 @@ def test_matches_windows_in_float64(metric, kind):
 
 @pytest.mark.fast
 def test_flat_frames_have_a_closed_form():
-    dark, bright = (jnp.full((1, 1, 11, 11, 1), value) for value in (0.2, 0.6))
+    dark, bright = (np.full((1, 1, 11, 11, 1), value, np.float32) for value in (0.2, 0.6))
     expected = (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)
     assert structural_similarity(dark, bright).item() == pytest.approx(expected, abs=1e-6)
     assert ssim(bright, bright).item() == 1.0
@@ -92,10 +92,11 @@ def test_flat_frames_have_a_closed_form():
 
 @pytest.mark.fast
 def test_clipping_is_the_metrics_and_not_the_loss():
-    predictions, truth = map(jnp.asarray, frames("noise"))
-    assert (ssim(predictions, truth) == ssim(jnp.clip(predictions, 0, 1), truth)).all()
-    difference = structural_similarity(predictions, truth) - ssim(predictions, truth)
-    assert (jnp.abs(difference) > 1e-3).all()
+    predictions, truth = frames("noise")
+    clipped = np.asarray(ssim(predictions, truth))
+    np.testing.assert_array_equal(ssim(np.clip(predictions, 0, 1), truth), clipped)
+    difference = np.asarray(structural_similarity(predictions, truth)) - clipped
+    assert (np.abs(difference) > 1e-3).all()
 
 
 def test_gradient_is_that_of_the_definition():
@@ -129,10 +130,10 @@ def test_gradient_is_that_of_the_definition():
 
 @pytest.mark.fast
 def test_gradients_are_finite_where_nothing_varies():
-    black = jnp.zeros((1, 1, 12, 12, 1))
+    black = np.zeros((1, 1, 12, 12, 1), np.float32)
     gradient = jax.jit(jax.grad(lambda x, y: structural_similarity(x, y).sum()))
     for other in (black, black + 1):
-        assert jnp.isfinite(gradient(black, other)).all()
+        assert np.isfinite(gradient(black, other)).all()
 
 
 @pytest.mark.fast
