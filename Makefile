@@ -6,11 +6,12 @@ RUN := $(VENV)/bin/python
 # Groups and extras of pyproject.toml; `make install EXTRAS=cuda13` for a GPU.
 EXTRAS ?= text
 
-.PHONY: help install demo demo-image test test-slow check format benchmark clean
+.PHONY: help install demo demo-image demo-video test test-slow check format benchmark clean
 
 help:
 	@echo "make demo       train a small transformer on built-in text (two minutes) and let it write"
 	@echo "make demo-image train a conditional GAN on the built-in digits (three minutes), see runs/demo-image"
+	@echo "make demo-video train a frame predictor on built-in digits in motion (three minutes), see runs/demo-video"
 	@echo "make test       all tests but the slow ones; make test-slow: those"
 	@echo "make check      format, lint, types, import rules and the fast tests"
 	@echo "make format     apply the formatter"
@@ -37,6 +38,12 @@ demo-image: install
 	$(RUN) -m tools.generate runs/demo-image --count 100 --seed 0
 	$(RUN) -m tools.report runs/demo-image
 
+demo-video: install
+	$(RUN) -m train configs/video/demo.toml --workdir runs/demo-video
+	$(RUN) -m tools.evaluate runs/demo-video
+	$(RUN) -m tools.generate runs/demo-video --count 8
+	$(RUN) -m tools.report runs/demo-video
+
 test: install
 	$(RUN) -m pytest -n 2 --dist loadfile
 
@@ -57,6 +64,7 @@ format: install
 benchmark: install
 	$(RUN) -m benchmarks.text
 	$(RUN) -m benchmarks.image
+	$(RUN) -m benchmarks.video
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache

@@ -95,7 +95,7 @@ def conv_lstm(
         The state after the last step, and the hidden states of all.
     """
     channels = xs.shape[-1]
-    projected = _hoisted(xs, kernel[:, :, :channels], dtype) + bias
+    projected = convolve_sequence(xs, kernel[:, :, :channels], dtype) + bias
     recurrent = kernel[:, :, channels:]
 
     def step(state: State, gates: Array) -> tuple[State, Array]:
@@ -197,7 +197,7 @@ def conv_gru(
         The state after the last step, and those of all steps.
     """
     channels, features = xs.shape[-1], hidden.shape[-1]
-    projected = _hoisted(xs, kernel[:, :, :channels], dtype) + bias
+    projected = convolve_sequence(xs, kernel[:, :, :channels], dtype) + bias
     gate_kernel = kernel[:, :, channels:, : 2 * features]
     candidate_kernel = kernel[:, :, channels:, 2 * features :]
 
@@ -361,12 +361,14 @@ def zero_state(
     return jnp.zeros((*x.shape[:-1], features), state_dtype_of(dtype))
 
 
-def _hoisted(
-    xs: Float[Array, "T B H W C"], kernel: Array, dtype: DTypeLike
+def convolve_sequence(
+    xs: Float[Array, "T B H W C"], kernel: Float[Array, "K K C F"], dtype: DTypeLike
 ) -> Float[Array, "T B H W F"]:
-    """The convolution of all inputs at once."""
-    flat = convolve(xs.reshape(-1, *xs.shape[2:]), kernel, dtype)
-    return flat.reshape(*xs.shape[:2], *flat.shape[1:])
+    """The convolution of all slabs of a sequence at once; see `convolve`."""
+    # The batch comes first in what is merged, so that a device keeps the sequences that it has.
+    merged = jnp.swapaxes(xs, 0, 1).reshape(-1, *xs.shape[2:])
+    result = convolve(merged, kernel, dtype)
+    return jnp.swapaxes(result.reshape(xs.shape[1], -1, *result.shape[1:]), 0, 1)
 
 
 def _forgetting(step: Any, remat: bool) -> Any:

@@ -16,6 +16,7 @@ from genjax.nn.convolutional_recurrence import (
     conv_lstm,
     conv_lstm_step,
     convolve,
+    convolve_sequence,
     kernel_init,
     spatiotemporal_lstm_kernels,
     spatiotemporal_lstm_step,
@@ -110,8 +111,7 @@ class ConvLSTMPredictor(nn.Module):
             xs = xs if ahead is None else jnp.concatenate([xs, ahead[:leading]], -1)
             for index, kernel in enumerate(kernels):
                 state[index], xs = conv_lstm(kernel, 0.0, state[index], xs, **settings)
-            flat = convolve(xs.reshape(-1, *xs.shape[2:]), output, self.dtype)
-            predictions.append(flat.reshape(*xs.shape[:2], *flat.shape[1:]))
+            predictions.append(convolve_sequence(xs, output, self.dtype))
         return _finish(self, step, state, clips, mask, feed, (plan, truth, ahead), predictions)
 
 
