@@ -16,35 +16,23 @@ compares, for the same parameters and inputs, what both sides compute.
 """
 
 import argparse
-import os
-import platform
 import sys
 from collections.abc import Callable
-from functools import cache, partial
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+from functools import partial
 
 from benchmarks import image_steps, resampling
-from benchmarks.harness import (
-    Factory,
-    Timing,
-    compare,
-    has_torch,
-    limit_cores,
-    matmul_ceiling,
-    write_record,
+from benchmarks.command import (
+    COMPILED,
+    EAGER,
+    Row,
+    ceiling,
+    fastest_of,
+    find_devices,
+    make_parser,
+    print_table,
+    row,
 )
-
-Row = dict[str, Any]
-
-_ceiling = cache(matmul_ceiling)
-
-EAGER = ("torch, channels last", "torch, channels first")
-COMPILED = "torch compiled"
+from benchmarks.harness import Factory, compare, has_torch, write_record
 
 
 def measure(
@@ -57,34 +45,17 @@ def measure(
         peers = {EAGER[0]: partial(torch, True), EAGER[1]: partial(torch, False)}
         if options.compiled_peer:
             peers[COMPILED] = partial(torch, True, True)
-    references = [COMPILED] if options.backend != "cpu" and COMPILED in peers else EAGER
+    references = fastest_of(peers, options.backend)
     peers["genjax"] = partial(image_steps.genjax_step, game)
     timings = compare(
         peers,
         options.blocks or blocks,
         block_size,
-        references if len(peers) > 1 else (),
+        references,
     )
-    ideal = timings["genjax"].facts["flops"] / _ceiling(game.model["dtype"])
-    return [_row(name, peer, time, game.batch_size, ideal) for peer, time in timings.items()]
-
-
-def _row(
-    name: str, peer: str, timing: Timing, images: int | None = None, ideal: float | None = None
-) -> Row:
-    return {
-        "what": name,
-        "by": peer,
-        "milliseconds": 1e3 * timing.median,
-        "milliseconds_10_90": [1e3 * timing.low, 1e3 * timing.high],
-        "milliseconds_by_kind": {kind: 1e3 * value for kind, value in timing.parts.items()},
-        "ratio": timing.ratio,
-        "images_per_second": None if images is None else images / timing.median,
-        # A compiler that works at the first call is part of it.
-        "compile_seconds": timing.facts.get("compile_seconds", timing.first),
-        "memory_bytes": timing.facts.get("memory"),
-        "mfu": None if ideal is None else ideal / timing.median,
-    }
+    ideal = timings["genjax"].facts["flops"] / ceiling(game.model["dtype"])
+    units = {"images": game.batch_size}
+    return [row(name, peer, timing, units, ideal) for peer, timing in timings.items()]
 
 
 def measure_dcgan(options: argparse.Namespace) -> list[Row]:
@@ -131,36 +102,8 @@ def measure_resampling(options: argparse.Namespace) -> list[Row]:
         shape = "x".join(map(str, resampling.SHAPE))
         name = f"upsampling {shape}{', forward and back' if gradient else ''}"
         timings = compare(peers, options.blocks or 3, 2)
-        rows += [_row(name, form, timing) for form, timing in timings.items()]
+        rows += [row(name, form, timing) for form, timing in timings.items()]
     return rows
-
-
-def print_table(rows: list[Row]) -> None:
-    """Print rows for people."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("what", no_wrap=True)
-    table.add_column("by", no_wrap=True)
-    for heading in ("ms", "ratio", "images/s", "compile", "memory", "MFU"):
-        table.add_column(heading, justify="right", no_wrap=True)
-
-    def cell(value: float | None, form: Callable[[float], str]) -> str:
-        return "" if value is None else form(value)
-
-    for row in rows:
-        table.add_row(
-            row["what"],
-            row["by"],
-            f"{row['milliseconds']:.2f}",
-            f"{row['ratio']:.3g}",
-            cell(row["images_per_second"], lambda value: f"{value:,.1f}"),
-            cell(row["compile_seconds"], lambda value: f"{value:.1f} s"),
-            cell(row["memory_bytes"], lambda value: f"{value / 2**20:.1f} MiB"),
-            cell(row["mfu"], lambda value: f"{100 * value:.0f}%"),
-        )
-        for kind, value in row["milliseconds_by_kind"].items():
-            if len(row["milliseconds_by_kind"]) > 1:
-                table.add_row(f"  {kind}", "", f"{value:.2f}")
-    Console(width=130, highlight=False).print(table)
 
 
 def check() -> bool:
@@ -182,61 +125,22 @@ def check() -> bool:
     return worst <= image_check.TOLERANCE
 
 
-def _devices(options: argparse.Namespace) -> None:
-    """Find out where JAX works, and PyTorch beside it."""
-    # Several processes share a GPU: none may take most of its memory at once.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    # JAX counts the cores when it starts.
-    cores = limit_cores(options.cores)
-    import jax
-
-    options.backend = jax.default_backend()
-    options.torch_device = None
-    if has_torch() and options.backend == "cpu":
-        options.torch_device = "cpu"
-    elif has_torch() and options.backend == "gpu":
-        import torch
-
-        options.torch_device = "cuda" if torch.cuda.is_available() else None
-    torch_version = f"torch {version('torch')}" if options.torch_device else "no PyTorch beside it"
-    print(
-        f"jax {version('jax')}, {torch_version}, {jax.devices()[0].device_kind}, "
-        f"{cores} cores ({platform.machine()}), float32 matrix products reach "
-        f"{_ceiling('float32') / 1e9:.0f} GFLOP/s, XLA_FLAGS={os.environ.get('XLA_FLAGS', '')!r}"
-    )
-
-
 def main() -> None:
     """Measure, print, and record if asked."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.image",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
     measurements: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
         "dcgan": measure_dcgan,
         "stylegan2": measure_stylegan2,
         "r3gan": measure_r3gan,
         "resampling": measure_resampling,
     }
-    parser.add_argument("--only", nargs="+", choices=tuple(measurements), default=measurements)
-    parser.add_argument("--cores", type=int, help="processor cores to use (default: all)")
-    parser.add_argument("--blocks", type=int, help="timed blocks of each peer, for a quick look")
+    parser = make_parser("image", __doc__, measurements)
     parser.add_argument("--large", action="store_true", help="StyleGAN2 64 px in its real width")
-    parser.add_argument(
-        "--no-compiled-peer",
-        dest="compiled_peer",
-        action="store_false",
-        help="leave torch.compile out",
-    )
-    parser.add_argument("--record", type=Path, help="also write the results here as JSON")
-    parser.add_argument("--check", action="store_true", help="compare results instead of times")
     options = parser.parse_args()
     if options.check:
         sys.exit(0 if check() else 1)
-    _devices(options)
-    rows = [row for name in options.only for row in measurements[name](options)]
-    print_table(rows)
+    find_devices(options)
+    rows = [found for name in options.only for found in measurements[name](options)]
+    print_table(rows, ("images",))
     if options.record:
         write_record(options.record, rows)
 

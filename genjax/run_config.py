@@ -1,11 +1,13 @@
 """What every run's config has in common; a task's config class adds its own tables."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from genjax.config import Config
+from genjax.errors import UserError
 from genjax.parallel.mesh import MeshConfig
 from genjax.parallel.platform import PlatformConfig
 
@@ -113,6 +115,21 @@ class RunConfig(Config):
         Families whose config has other keys give their own.
         """
         return "lower optimizer.learning_rate or optimizer.clip_norm"
+
+    def check_best_metric(self, figures: Collection[str]) -> None:
+        """Check that an evaluation has the figure of `checkpoint.best_metric`.
+
+        Args:
+            figures: the names of those that it has.
+
+        Raises:
+            UserError: it has not.
+        """
+        best = self.checkpoint.best_metric
+        if best is not None and best not in figures:
+            raise UserError(
+                f"checkpoint.best_metric: no figure {best!r}; one of {', '.join(figures)}"
+            )
 
     def evaluation_every(self) -> int | None:
         """Steps between evaluations during training, or None for no evaluation."""

@@ -170,11 +170,7 @@ class Adversarial(Task):
         """
         metrics = self.config.evaluation.metrics
         figures = Figures(metrics, features, self.source, self.view.has_styles)
-        best = self.config.checkpoint.best_metric
-        if best not in (None, *figures.names):
-            raise UserError(
-                f"checkpoint.best_metric: no figure {best!r}; one of {', '.join(figures.names)}"
-            )
+        self.config.check_best_metric(figures.names)
         return figures
 
     def evaluation(self, shard: Shard) -> Evaluation:

@@ -54,11 +54,7 @@ class LanguageModeling(Task):
         Raises:
             UserError: the data or the tokenizer is missing or does not fit the config.
         """
-        best = config.checkpoint.best_metric
-        if best not in (None, *FIGURES):
-            raise UserError(
-                f"checkpoint.best_metric: no figure {best!r}; one of {', '.join(FIGURES)}"
-            )
+        config.check_best_metric(FIGURES)
         self.config = config
         self.data = TextData(
             config.data, with_end_of_text=isinstance(config.data.batching, Documents), assets=assets

@@ -23,7 +23,29 @@ Known = tuple[bool, ...]
 """For each frame of a clip, whether any of its pixels is known."""
 
 
-class Predict(Config):
+class _WholeFrames(Config):
+    """Frames that are known or unknown as a whole."""
+
+    @property
+    def known(self) -> Known:
+        """Which frames are."""
+        raise NotImplementedError
+
+    @property
+    def partial(self) -> bool:
+        """Whether frames are known in part."""
+        return False
+
+    def mask(
+        self, key: Key[Array, ""], numbers: Int[Array, "B"], size: tuple[int, int]
+    ) -> Float[Array, "B T H W 1"]:
+        """1 for known pixels; see `Inpaint.mask`."""
+        del key
+        mask = jnp.asarray(self.known, jnp.float32)[None, :, None, None, None]
+        return jnp.broadcast_to(mask, (len(numbers), len(self.known), *size, 1))
+
+
+class Predict(_WholeFrames):
     """The future from the past."""
 
     kind: Literal["predict"] = "predict"
@@ -38,20 +60,8 @@ class Predict(Config):
         """The past."""
         return (True,) * self.past + (False,) * self.future
 
-    @property
-    def partial(self) -> bool:
-        """Frames are known or unknown as a whole."""
-        return False
 
-    def mask(
-        self, key: Key[Array, ""], numbers: Int[Array, "B"], size: tuple[int, int]
-    ) -> Float[Array, "B T H W 1"]:
-        """1 for known pixels; see `Inpaint.mask`."""
-        del key
-        return _whole_frames(self.known, len(numbers), size)
-
-
-class Interpolate(Config):
+class Interpolate(_WholeFrames):
     """Frames in between others."""
 
     kind: Literal["interpolate"] = "interpolate"
@@ -67,18 +77,6 @@ class Interpolate(Config):
     def known(self) -> Known:
         """Both sides of the gap."""
         return (True,) * self.before + (False,) * self.between + (True,) * self.after
-
-    @property
-    def partial(self) -> bool:
-        """Frames are known or unknown as a whole."""
-        return False
-
-    def mask(
-        self, key: Key[Array, ""], numbers: Int[Array, "B"], size: tuple[int, int]
-    ) -> Float[Array, "B T H W 1"]:
-        """1 for known pixels; see `Inpaint.mask`."""
-        del key
-        return _whole_frames(self.known, len(numbers), size)
 
 
 class Inpaint(Config):
@@ -143,8 +141,3 @@ class Inpaint(Config):
 Conditioning = Predict | Interpolate | Inpaint
 
 ConditioningConfig = Annotated[Conditioning, Field(discriminator="kind")]
-
-
-def _whole_frames(known: Known, batch: int, size: tuple[int, int]) -> Float[Array, "B T H W 1"]:
-    mask = jnp.asarray(known, jnp.float32)[None, :, None, None, None]
-    return jnp.broadcast_to(mask, (batch, len(known), *size, 1))

@@ -66,12 +66,7 @@ class FramePrediction(Task):
         self._lpips = (
             None if config.evaluation.lpips is None else load_lpips(config.evaluation.lpips)
         )
-        named = [*self.metrics, *([] if self._lpips is None else [LPIPS])]
-        best = config.checkpoint.best_metric
-        if best not in (None, *named):
-            raise UserError(
-                f"checkpoint.best_metric: no figure {best!r}; one of {', '.join(named)}"
-            )
+        config.check_best_metric([*self.metrics, *([] if self._lpips is None else [LPIPS])])
         if config.objective.ssim and "ssim" not in self.metrics:
             raise UserError(
                 f"objective.ssim: frames of {height} x {width} pixels are smaller than its window "

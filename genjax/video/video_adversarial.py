@@ -131,11 +131,7 @@ class VideoAdversarial(Task):
             UserError: one cannot be had, or the best checkpoint's is not among them.
         """
         figures = ClipFigures(self.config.evaluation.metrics, features, self.source)
-        best = self.config.checkpoint.best_metric
-        if best not in (None, *figures.names):
-            raise UserError(
-                f"checkpoint.best_metric: no figure {best!r}; one of {', '.join(figures.names)}"
-            )
+        self.config.check_best_metric(figures.names)
         return figures
 
     def evaluation(self, shard: Shard) -> Evaluation:
