@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from genjax.errors import UserError
@@ -23,6 +23,9 @@ _MODES = {1: "grey", 3: "RGB", 4: "RGBA"}
 _NAME = re.compile(r"\w[\w.+-]*")
 _LOSSLESS_PIXELS = 256 * 256
 """Frames up to this size are encoded without loss: chroma subsampling smears a few pixels."""
+
+_SMALLEST_IN_STRIP = 64
+"""Pixels of the shorter side of a frame in a film strip, at least."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,6 +201,29 @@ def image_grid(
     cells = cells.reshape(rows, columns, height + gap, width + gap, channels)
     whole = cells.swapaxes(1, 2).reshape(rows * (height + gap), columns * (width + gap), channels)
     return whole[: whole.shape[0] - gap, : whole.shape[1] - gap]
+
+
+def film_strip(
+    clips: UInt8[np.ndarray, "B T H W C"], shown: Bool[np.ndarray, "B T"] | None = None
+) -> UInt8[np.ndarray, "height width C"]:
+    """Frames of clips from left to right, a row for each clip.
+
+    Small frames are enlarged by a whole factor, so that one can see them.
+
+    Args:
+        clips: the clips.
+        shown: False leaves the place of a frame blank.
+
+    Raises:
+        ValueError: there are no pixels.
+    """
+    _check_pixels(clips, 5)
+    factor = -(-_SMALLEST_IN_STRIP // min(clips.shape[2:4]))
+    frames = clips.repeat(factor, 2).repeat(factor, 3)
+    if shown is not None:
+        blank = np.uint8(0 if clips.shape[-1] == 4 else 255)
+        frames = np.where(shown[:, :, None, None, None], frames, blank)
+    return image_grid(frames.reshape(-1, *frames.shape[2:]), clips.shape[1], gap=2)
 
 
 def _check_pixels(pixels: np.ndarray, dimensions: int) -> None:

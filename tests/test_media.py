@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from genjax.errors import UserError
-from genjax.media import AnimationSample, ImageSample, image_grid
+from genjax.media import AnimationSample, ImageSample, film_strip, image_grid
 
 pytestmark = pytest.mark.fast
 
@@ -157,3 +157,21 @@ def test_a_grid_of_nothing_is_refused():
     for settings in ({"columns": 0}, {"gap": -1}):
         with pytest.raises(ValueError, match=r"columns is -?\d and gap"):
             image_grid(pixels(2, 4, 4, 3), **settings)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_film_strip_has_a_row_a_clip_and_enlarges_small_frames(channels):
+    clips = pixels(2, 3, 5, 32, channels)
+    shown = np.array([[True, True, True], [True, False, True]])
+    strip = film_strip(clips, shown)
+    factor = 13  # the first that makes 64 of 5
+    assert strip.shape == (2 * 5 * factor + 2, 3 * 32 * factor + 2 * 2, channels)
+    height, width = 5 * factor, 32 * factor
+    for row, column in np.argwhere(shown):
+        top, left = row * (height + 2), column * (width + 2)
+        cell = strip[top : top + height, left : left + width]
+        np.testing.assert_array_equal(cell[::factor, ::factor], clips[row, column])
+        np.testing.assert_array_equal(cell[factor - 1 :: factor, ::factor], clips[row, column])
+    blank = strip[height + 2 :, width + 2 : 2 * width + 2]
+    assert (blank == (0 if channels == 4 else 255)).all()
+    assert film_strip(pixels(1, 2, 80, 64, 3)).shape == (80, 130, 3)

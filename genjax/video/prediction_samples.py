@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key, UInt8
+from jaxtyping import Array, Float, Key, UInt8
 
 from genjax.data.clip_decode import read_clip
 from genjax.errors import UserError
-from genjax.media import AnimationSample, ImageSample, MediaSample, image_grid
+from genjax.media import AnimationSample, ImageSample, MediaSample, film_strip
 from genjax.task import Tree
 from genjax.video.conditioning import Interpolate, Known, Predict
 from genjax.video.prediction_config import PredictionGenerationConfig
@@ -20,10 +20,6 @@ from genjax.video.prediction_config import PredictionGenerationConfig
 if TYPE_CHECKING:
     from genjax.video.prediction import FramePrediction
 
-_GAP = 2
-"""Pixels between the frames of a strip."""
-_SMALLEST = 64
-"""Frames of fewer pixels are enlarged by a whole factor, so that one can see them."""
 _COUNT = 8
 """Clips of the run's data, if a request does not say how many."""
 
@@ -33,22 +29,6 @@ Clips = UInt8[np.ndarray, "B T H W C"]
 def unit_to_uint8(frames: Any) -> UInt8[np.ndarray, "..."]:
     """Frames in about [0, 1] as stored ones; what lies outside is clipped."""
     return np.clip(np.round(np.asarray(frames, np.float32) * 255.0), 0, 255).astype(np.uint8)
-
-
-def film_strip(
-    rows: UInt8[np.ndarray, "R T H W C"], shown: Bool[np.ndarray, "R T"] | None = None
-) -> UInt8[np.ndarray, "height width C"]:
-    """Frames side by side, a row for each sequence.
-
-    Args:
-        rows: the sequences.
-        shown: False leaves the place of a frame white.
-    """
-    factor = max(1, -(-_SMALLEST // min(rows.shape[2:4])))
-    rows = rows.repeat(factor, 2).repeat(factor, 3)
-    if shown is not None:
-        rows = np.where(shown[:, :, None, None, None], rows, np.uint8(255))
-    return image_grid(rows.reshape(-1, *rows.shape[2:]), rows.shape[1], _GAP)
 
 
 def prediction_strips(
