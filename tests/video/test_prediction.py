@@ -1,6 +1,7 @@
 """The task of predicting frames: what it trains, measures and refuses."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -14,11 +15,28 @@ from genjax.errors import UserError
 from genjax.task import Shard
 from tests.video.small_predictions import CONDITIONINGS, MODELS, configured, task_of
 
-EVERYTHING = list(itertools.product(MODELS, CONDITIONINGS))
+QUICK = set(zip(MODELS, CONDITIONINGS, strict=True))
+EVERYTHING = [
+    pytest.param(*names, marks=[] if names in QUICK else pytest.mark.slow)
+    for names in itertools.product(MODELS, CONDITIONINGS)
+]
 
 
 def batch_of(task, count=4, split="train"):
     return dict(task.source.splits[split].read(np.arange(count)))
+
+
+@functools.cache
+def plain():
+    """The task of the smallest config, its first state and its compiled step."""
+    task = task_of(optimizer={"kind": "adamw", "learning_rate": 0.02}, steps=60)
+    return task, jax.jit(task.init)(jax.random.key(0)), jax.jit(task.train_step)
+
+
+def forward(task, state, *arguments):
+    """The network's predictions of all frames."""
+    variables = {"params": state.params["predictor"]}
+    return jax.jit(task.network.apply)(variables, *arguments)
 
 
 def states(task, steps=3):
@@ -59,25 +77,24 @@ def test_predictions_do_not_look_at_what_is_unknown(model, conditioning):
     key, numbers = jax.random.key(2), jnp.arange(2)
     known = task.conditioning.mask(key, numbers, clips.shape[2:4])
     mask = task.view.mask(key, numbers, clips.shape[2:4])
+    clips, known = np.asarray(clips), np.asarray(known)
     complete = jax.jit(task.view.complete)
     whole = complete(variables, clips, mask)
-    hidden = complete(variables, jnp.where(known > 0, clips, jnp.nan), mask)
+    hidden = complete(variables, np.where(known > 0, clips, np.float32(np.nan)), mask)
     np.testing.assert_array_equal(whole, hidden)
-    np.testing.assert_array_equal(jnp.where(known > 0, whole, 0), jnp.where(known > 0, clips, 0))
+    np.testing.assert_array_equal(np.where(known > 0, whole, 0), np.where(known > 0, clips, 0))
     # And they do look at what is known.
-    other = complete(variables, jnp.where(known > 0, 1 - clips, clips), mask)
-    assert not np.allclose(jnp.where(known > 0, 0, whole), jnp.where(known > 0, 0, other))
+    other = complete(variables, np.where(known > 0, 1 - clips, clips), mask)
+    assert not np.allclose(np.where(known > 0, 0, whole), np.where(known > 0, 0, other))
 
 
 def test_the_loss_is_the_weighted_sum_of_errors_of_all_next_frames():
     task = task_of(objective={"l1": 0.5, "l2": 2.0})
-    state = jax.jit(task.init)(jax.random.key(0))
+    _, state, _ = plain()
     batch = batch_of(task)
     clips = np.asarray(jax.jit(task.source.render)(batch), np.float64) / 255
     _, metrics = jax.jit(task.train_step)(state, batch)
-    predicted = task.network.apply(
-        {"params": state.params["predictor"]}, jnp.asarray(clips, jnp.float32)
-    )
+    predicted = forward(task, state, jnp.asarray(clips, jnp.float32))
     error = np.asarray(predicted, np.float64)[:, 1:] - clips[:, 1:]
     expected = 0.5 * np.abs(error).mean() + 2 * (error**2).mean()
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
@@ -88,13 +105,16 @@ def test_the_loss_is_the_weighted_sum_of_errors_of_all_next_frames():
 
 
 def test_structural_similarity_is_a_loss_too():
-    pixels, both = (states(task_of(objective={"ssim": weight}), 1)[1][0] for weight in (0.0, 1.0))
+    task, state, step = plain()
+    similar = task_of(objective={"ssim": 1.0})
+    _, pixels = step(state, batch_of(task))
+    _, both = jax.jit(similar.train_step)(state, batch_of(task))
     assert 0 < both["loss"] - pixels["loss"] < 2
     assert both["grad_norm"] != pixels["grad_norm"]
 
 
 def test_holes_are_trained_where_they_are():
-    task = task_of("simvp", "inpaint", objective={"l2": 1.0})
+    task = task_of("convlstm", "inpaint")
     state = jax.jit(task.init)(jax.random.key(0))
     batch = batch_of(task)
     _, metrics = jax.jit(task.train_step)(state, batch)
@@ -102,74 +122,85 @@ def test_holes_are_trained_where_they_are():
     # The mask that the step drew, by its own keys.
     _, mask_key, _ = jax.random.split(state.step_key(), 3)
     mask = task.view.mask(mask_key, jnp.arange(len(clips)), clips.shape[2:4])
-    variables = {"params": state.params["predictor"], **state.carry}
-    predicted, _ = task.network.apply(variables, clips, mask, train=True, mutable=["statistics"])
+    predicted = forward(task, state, clips, mask)
     hole = np.broadcast_to(np.asarray(mask) == 0, clips.shape)
     expected = (np.asarray(predicted - clips, np.float64)[hole] ** 2).mean()
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_scheduled_sampling_makes_the_task_easier_at_first_and_the_same_at_last():
-    plain = task_of()
+    task, state, step = plain()
     sampled = task_of(sampling={"kind": "scheduled", "steps": 2})
-    state, batch = jax.jit(plain.init)(jax.random.key(3)), batch_of(plain)
+    batch = batch_of(task)
     # So that what is fed back differs from the truth.
-    state.params["predictor"]["output_kernel"] *= 5
-    _, alone = jax.jit(plain.train_step)(state, batch)
-    _, fed = jax.jit(sampled.train_step)(state, batch)
+    params = dict(state.params["predictor"])
+    params["output_kernel"] = 5 * np.asarray(params["output_kernel"])
+    state = dataclasses.replace(state, params={"predictor": params})
+    _, alone = step(state, batch)
+    sampled_step = jax.jit(sampled.train_step)
+    _, fed = sampled_step(state, batch)
     assert float(fed["truth_probability"]) == 1.0
-    clips = jnp.asarray(jax.jit(plain.source.render)(batch), jnp.float32) / 255
-    forced = plain.network.apply(
-        {"params": state.params["predictor"]}, clips, None, jnp.ones((4, 2), bool)
-    )
-    expected = float(jnp.mean((forced - clips)[:, 1:] ** 2))
+    clips = np.float32(jax.jit(task.source.render)(batch)) / 255
+    forced = forward(task, state, clips, None, np.ones((4, 2), bool))
+    expected = np.mean((np.asarray(forced) - clips)[:, 1:] ** 2)
     assert float(fed["loss"]) == pytest.approx(expected, rel=1e-5)
     assert float(fed["loss"]) != pytest.approx(float(alone["loss"]), rel=1e-3)
-    late = dataclasses.replace(state, step=jnp.int32(2))
-    _, after = jax.jit(sampled.train_step)(late, batch)
+    late = dataclasses.replace(state, step=np.int32(2))
+    _, after = sampled_step(late, batch)
     assert float(after["truth_probability"]) == 0.0
     assert float(after["loss"]) == pytest.approx(float(alone["loss"]), rel=1e-6)
 
 
-@pytest.mark.parametrize("model", ["convlstm", "simvp"])
-def test_parts_of_a_batch_add_up(model):
+def test_parts_of_a_batch_add_up():
+    task, state, step = plain()
+    parts = task_of(optimizer={"kind": "adamw", "learning_rate": 0.02, "accumulate": 2}, steps=60)
+    _, expected = step(state, batch_of(task))
+    _, found = jax.jit(parts.train_step)(state, batch_of(task))
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
+def test_parts_of_a_batch_share_batch_statistics():
+    # Each half is normalised by itself, so the losses are only about the same.
     whole, parts = (
-        states(task_of(model, optimizer={"kind": "sgd", "accumulate": count}), 1)
+        states(task_of("simvp", optimizer={"kind": "sgd", "accumulate": count}), 1)
         for count in (1, 2)
     )
     assert parts[1][0]["loss"] == pytest.approx(whole[1][0]["loss"], rel=0.05)
-    if model == "convlstm":
-        assert parts[1][0]["loss"] == pytest.approx(whole[1][0]["loss"], rel=1e-5)
-        for one, other in zip(*(jax.tree.leaves(s[0].params) for s in (whole, parts)), strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
-    # Batch normalisation: the statistics of both halves count.
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(parts[0].carry))
+    for one, other in zip(*(jax.tree.leaves(s[0].carry) for s in (whole, parts)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0.5, atol=0.05)
 
 
 def test_a_network_learns():
-    task = task_of(
-        objective={"l2": 1.0}, optimizer={"kind": "adamw", "learning_rate": 0.02}, steps=60
-    )
-    _, metrics = states(task, 60)
-    assert np.mean([m["loss"] for m in metrics[-5:]]) < 0.7 * metrics[0]["loss"]
+    task, state, step = plain()
+    losses = []
+    for number in range(60):
+        state, metrics = step(state, task.dataset("train", Shard())[number])
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-5:]) < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model",
+    ["convlstm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("predrnn", "simvp"))],
+)
 def test_roll_outs_longer_than_trained(model):
     short, long = task_of(model), task_of(model, evaluation={"future": 8})
     state = jax.jit(short.init)(jax.random.key(0))
     clips = jnp.asarray(long.source.clips("validation", np.arange(2)), jnp.float32) / 255
     numbers = jnp.arange(2)
     variables = short._variables(state)
-    first = short._predictions(variables, clips[:, :6], numbers)
-    whole = long._predictions(variables, clips, numbers)
+    predict = jax.jit(short._predictions)
+    first = predict(variables, clips[:, :6], numbers)
+    whole = jax.jit(long._predictions)(variables, clips, numbers)
     assert whole.shape[1] == 3 + 8
     np.testing.assert_allclose(whole[:, :6], first, rtol=1e-5, atol=1e-6)
     assert np.isfinite(whole).all()
     if model == "simvp":
         # Its second window begins with what it predicted in the first.
-        again = short._predictions(
-            variables, jnp.concatenate([first[:, 3:], jnp.zeros_like(first[:, 3:])], 1), numbers
+        again = predict(
+            variables, np.concatenate([first[:, 3:], np.zeros_like(first[:, 3:])], 1), numbers
         )
         np.testing.assert_allclose(whole[:, 6:9], again[:, 3:], rtol=1e-5, atol=1e-6)
     _, sums = jax.jit(long.eval_step)(state, long.evaluation(Shard()).batches[0])
@@ -207,8 +238,7 @@ def test_training_clips_are_drawn_without_end():
 
 
 def test_samples_are_strips_of_the_same_clips():
-    task = task_of()
-    state = jax.jit(task.init)(jax.random.key(0))
+    task, state, _ = plain()
     (strip,) = task.samples(state, jax.random.key(0))
     # Two clips, two rows each, six frames of 64 pixels and gaps of 2.
     assert strip.image.shape == (4 * 66 - 2, 6 * 66 - 2, 1)

@@ -35,7 +35,10 @@ def assert_equal_runs(config, broken, unbroken):
         assert found[name].tobytes() == array.tobytes(), name
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "scheduled" else pytest.param(name, marks=pytest.mark.slow) for name in RUNS],
+)
 def test_a_stopped_run_goes_on_bit_by_bit(tmp_path, name):
     config = RUNS[name]
 
