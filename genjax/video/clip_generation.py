@@ -20,7 +20,7 @@ from genjax.data.clip_source import LABELS, ClipSource
 from genjax.data.image_decode import Decoding, UnreadableImage, decode_image
 from genjax.errors import UserError
 from genjax.image.generator_view import latents_by_number
-from genjax.media import AnimationSample, ImageSample, image_grid
+from genjax.media import AnimationSample, ImageSample, film_strip, image_grid
 from genjax.task import Sample, Tree
 from genjax.video.conditions import Conditions
 from genjax.video.video_adversarial_config import ClipGenerationConfig
@@ -276,15 +276,13 @@ def clip_grid(
     return np.stack([image_grid(frames, columns, _GAP) for frames in clips.swapaxes(0, 1)])
 
 
-def film_strip(clips: UInt8[np.ndarray, "N T H W C"]) -> UInt8[np.ndarray, "height width C"]:
-    """A row for each clip: its frames from left to right, of long clips some spread evenly."""
+def _strip(index: int, name: str, clips: UInt8[np.ndarray, "N T H W C"]) -> ImageSample:
+    """A row for each clip, of long clips some frames spread evenly."""
     frames = clips.shape[1]
     shown = np.linspace(0, frames - 1, min(frames, _STRIP_FRAMES)).round().astype(np.int64)
-    images = clips[:, shown].reshape(-1, *clips.shape[2:])
-    return image_grid(images, len(shown), _GAP)
-
-
-def _strip(index: int, name: str, clips: np.ndarray) -> ImageSample:
     return ImageSample(
-        index=index, name=name, image=film_strip(clips), caption={"what": "frames in order"}
+        index=index,
+        name=name,
+        image=film_strip(clips[:, shown]),
+        caption={"what": "frames in order"},
     )
