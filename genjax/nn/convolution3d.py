@@ -6,7 +6,7 @@ rows and columns of a kernel.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -21,32 +21,37 @@ Clips = Float[Array, "B T H W C"]
 Kernel = Float[Array, "J K L C F"]
 TimeSpace = tuple[int, int]
 """A number for time, and one for height and width."""
+Padding = tuple[int | Literal["causal"], int]
+"""Frames of zeros before and after a clip, and zeros around each frame. "causal": before the clip
+alone, as many as the kernel has frames but one, so that an output sees no frame after its own."""
+_Borders = tuple[int, int, int]
+"""Frames of zeros before a clip and after it, and zeros around each frame."""
 
 _LAYOUT = ("NDHWC", "DHWIO", "NDHWC")
 
 # ---- two forms of the convolution -------------------------------------------------------------
 
 
-def _whole(clips: Array, kernel: Array, stride: TimeSpace, padding: TimeSpace) -> Array:
+def _whole(clips: Array, kernel: Array, stride: TimeSpace, padding: _Borders) -> Array:
     """As XLA has it."""
-    (time, space), (before, border) = stride, padding
+    (time, space), (before, after, border) = stride, padding
     return lax.conv_general_dilated(
         clips,
         kernel,
         (time, space, space),
-        [(before, before), (border, border), (border, border)],
+        [(before, after), (border, border), (border, border)],
         dimension_numbers=_LAYOUT,
     )
 
 
-def _by_tap(clips: Array, kernel: Array, stride: TimeSpace, padding: TimeSpace) -> Array:
+def _by_tap(clips: Array, kernel: Array, stride: TimeSpace, padding: _Borders) -> Array:
     """A sum over the kernel's frames of two-dimensional convolutions, time folded into the batch.
 
     XLA:CPU has a fast path for two dimensions only. Frames that lie in the padding are left out.
     """
-    (step, space), (before, border) = stride, padding
+    (step, space), (before, after, border) = stride, padding
     batch, frames, *image_shape = clips.shape
-    count = (frames + 2 * before - len(kernel)) // step + 1
+    count = (frames + before + after - len(kernel)) // step + 1
     total: Array | None = None
     for tap, two_dimensional in enumerate(kernel):
         # Output t of this tap reads frame t step + tap - before: those from `first` on, below
@@ -83,7 +88,7 @@ def _dispatch(function: Callable[..., Array], *operands: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(clips: Array, kernel: Array, stride: TimeSpace, padding: TimeSpace) -> Array:
+def _convolve(clips: Array, kernel: Array, stride: TimeSpace, padding: _Borders) -> Array:
     def convolve(clips: Array, kernel: Array, form: Any) -> Array:
         return form(clips, kernel, stride, padding)
 
@@ -96,7 +101,7 @@ def _spread(
     kernel: Array,
     size: tuple[int, int, int],
     stride: TimeSpace,
-    padding: TimeSpace,
+    padding: _Borders,
 ) -> Array:
     """The transpose of `_convolve` in its clips, which are of `size`."""
 
@@ -115,7 +120,7 @@ def _correlate(
     outputs: Array,
     size: tuple[int, int, int],
     stride: TimeSpace,
-    padding: TimeSpace,
+    padding: _Borders,
 ) -> Array:
     """The transpose of `_convolve` in its kernel, which is of `size`."""
 
@@ -128,13 +133,13 @@ def _correlate(
 
 
 def _convolve_forward(
-    clips: Array, kernel: Array, stride: TimeSpace, padding: TimeSpace
+    clips: Array, kernel: Array, stride: TimeSpace, padding: _Borders
 ) -> tuple[Array, tuple[Array, Array]]:
     return _convolve(clips, kernel, stride, padding), (clips, kernel)
 
 
 def _convolve_backward(
-    stride: TimeSpace, padding: TimeSpace, saved: tuple[Array, Array], cotangent: Array
+    stride: TimeSpace, padding: _Borders, saved: tuple[Array, Array], cotangent: Array
 ) -> tuple[Array, Array]:
     clips, kernel = saved
     return (
@@ -148,7 +153,7 @@ def _spread_forward(
     kernel: Array,
     size: tuple[int, int, int],
     stride: TimeSpace,
-    padding: TimeSpace,
+    padding: _Borders,
 ) -> tuple[Array, tuple[Array, Array]]:
     return _spread(outputs, kernel, size, stride, padding), (outputs, kernel)
 
@@ -156,7 +161,7 @@ def _spread_forward(
 def _spread_backward(
     size: tuple[int, int, int],
     stride: TimeSpace,
-    padding: TimeSpace,
+    padding: _Borders,
     saved: tuple[Array, Array],
     cotangent: Array,
 ) -> tuple[Array, Array]:
@@ -173,7 +178,7 @@ def _correlate_forward(
     outputs: Array,
     size: tuple[int, int, int],
     stride: TimeSpace,
-    padding: TimeSpace,
+    padding: _Borders,
 ) -> tuple[Array, tuple[Array, Array]]:
     return _correlate(clips, outputs, size, stride, padding), (clips, outputs)
 
@@ -181,7 +186,7 @@ def _correlate_forward(
 def _correlate_backward(
     size: tuple[int, int, int],
     stride: TimeSpace,
-    padding: TimeSpace,
+    padding: _Borders,
     saved: tuple[Array, Array],
     cotangent: Array,
 ) -> tuple[Array, Array]:
@@ -206,7 +211,7 @@ def conv3d(
     kernel: Kernel,
     *,
     stride: TimeSpace = (1, 1),
-    padding: TimeSpace | None = None,
+    padding: Padding | None = None,
 ) -> Float[Array, "B T2 H2 W2 F"]:
     """Convolve clips with zeros around them, differentiable to any order.
 
@@ -215,13 +220,15 @@ def conv3d(
         kernel: [J, K, L, C, F].
         stride: steps of the kernel in time, and in rows and columns.
         padding: frames of zeros on either side in time, and border of each frame; by default half
-            of the kernel, which for odd kernels at stride 1 keeps the size.
+            of the kernel, which for odd kernels at stride 1 keeps the size. If it is "causal" in
+            time, output t sees frames `stride t - J + 1` to `stride t`, none that follow.
 
     Returns:
-        [B, (T + 2 padding - J) // stride + 1, .., .., F].
+        [B, (T + 2 padding - J) // stride + 1, .., .., F]; "causal" [B, ceil(T / stride), ..].
     """
-    pads = (kernel.shape[0] // 2, kernel.shape[1] // 2) if padding is None else padding
-    return _convolve(clips, kernel.astype(clips.dtype), stride, pads)
+    time, border = (kernel.shape[0] // 2, kernel.shape[1] // 2) if padding is None else padding
+    borders = (kernel.shape[0] - 1, 0, border) if time == "causal" else (time, time, border)
+    return _convolve(clips, kernel.astype(clips.dtype), stride, borders)
 
 
 def conv_transpose3d(
@@ -249,7 +256,8 @@ def conv_transpose3d(
             strides, clips.shape[1:4], kernel.shape[:3], pads, strict=True
         )
     )
-    return _spread(clips, kernel.astype(clips.dtype), size, stride, padding)
+    borders = (padding[0], padding[0], padding[1])
+    return _spread(clips, kernel.astype(clips.dtype), size, stride, borders)
 
 
 class Conv3D(nn.Module):
@@ -259,7 +267,8 @@ class Conv3D(nn.Module):
         features: number of output channels F.
         kernel_size: frames J of the kernel, and its height and width K.
         stride: steps in time and in space.
-        padding: frames and border on each side; half of the kernel by default.
+        padding: frames and border on each side, or "causal" and the border; half of the kernel by
+            default.
         use_bias: whether to add a bias.
         kernel_init: initialiser of the kernel [J, K, K, C, F]; the bias starts at zero.
         dtype: dtype of computation. Parameters are float32.
@@ -268,7 +277,7 @@ class Conv3D(nn.Module):
     features: int
     kernel_size: TimeSpace = (3, 3)
     stride: TimeSpace = (1, 1)
-    padding: TimeSpace | None = None
+    padding: Padding | None = None
     use_bias: bool = True
     kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
     dtype: DTypeLike = jnp.float32

@@ -1,7 +1,7 @@
-"""Convolutions of clips: over space and time at once, or over space and then over time.
+"""Convolutions of clips over time, and over space and then over time.
 
-Made of two-dimensional convolutions and matrix products, which are fast everywhere; three-
-dimensional ones are not (their gradients least of all).
+Made of two-dimensional convolutions and matrix products, which are fast everywhere. Those over
+space and time at once are in `genjax.nn.convolution3d`.
 
 Letters: B batch, T time, H height, W width, C input channels, F output channels, M intermediate
 channels, N kernel size in time, K kernel size in height and width.
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from genjax.nn.convolution import Conv, conv2d
+from genjax.nn.convolution import Conv
 from genjax.nn.dense import matmul
 
 TimeBorder = Literal["zeros", "repeat"]
@@ -64,90 +64,6 @@ def temporal_conv(
     for tap, weights in zip(taps[1:], kernel[1:], strict=True):
         outputs += matmul(tap, weights)
     return outputs
-
-
-def conv3d(
-    clips: Clips,
-    kernel: Float[Array, "N K L C F"],
-    *,
-    stride: int = 1,
-    time_stride: int = 1,
-    padding: int | None = None,
-    causal: bool = False,
-    time_border: TimeBorder = "zeros",
-) -> Float[Array, "B T2 H2 W2 F"]:
-    """Convolve clips over time, height and width, differentiable to any order.
-
-    The frames that a kernel reaches lie side by side as channels of one `conv2d`, for N times the
-    memory of the inputs.
-
-    Args:
-        clips: [B, T, H, W, C].
-        kernel: [N, K, L, C, F].
-        stride: step of the kernel in rows and columns.
-        time_stride: step of the kernel in time.
-        padding: zeros around each frame; by default half of the kernel, as in `conv2d`.
-        causal: whether an output sees only the present and the past, see `temporal_conv`.
-        time_border: what it sees beyond the clip's ends.
-
-    Returns:
-        [B, ceil(T / time_stride), H2, W2, F] with sizes H2 and W2 as those of `conv2d`.
-    """
-    taps = _taps(clips, kernel.shape[0], time_stride, causal, time_border)
-    frames = jnp.concatenate(taps, axis=-1)
-    flat = jnp.moveaxis(kernel, 0, 2).reshape(*kernel.shape[1:3], -1, kernel.shape[-1])
-    images = frames.reshape(-1, *frames.shape[2:])
-    outputs = conv2d(images, flat, stride=stride, padding=padding)
-    return outputs.reshape(*frames.shape[:2], *outputs.shape[1:])
-
-
-class Conv3D(nn.Module):
-    """A convolution over time, height and width with its parameters.
-
-    Attributes:
-        features: number of output channels F.
-        kernel_size: height and width K of the kernel.
-        time_kernel_size: number N of frames that it spans; by default as many as K.
-        stride: step of the kernel in rows and columns.
-        time_stride: step of the kernel in time.
-        padding: zeros around each frame; half of the kernel by default.
-        causal: whether an output sees only the present and the past.
-        time_border: what it sees beyond the clip's ends.
-        use_bias: whether to add a bias.
-        kernel_init: initialiser of the kernel [N, K, K, C, F]; the bias starts at zero.
-        dtype: dtype of computation. Parameters are float32.
-    """
-
-    features: int
-    kernel_size: int = 3
-    time_kernel_size: int | None = None
-    stride: int = 1
-    time_stride: int = 1
-    padding: int | None = None
-    causal: bool = False
-    time_border: TimeBorder = "zeros"
-    use_bias: bool = True
-    kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, clips: Clips) -> Float[Array, "B T2 H2 W2 F"]:
-        """Convolve, [B, T, H, W, C] to [B, ceil(T / time_stride), H2, W2, F]."""
-        size, frames = self.kernel_size, self.time_kernel_size or self.kernel_size
-        shape = (frames, size, size, clips.shape[-1], self.features)
-        outputs = conv3d(
-            clips.astype(self.dtype),
-            self.param("kernel", self.kernel_init, shape),
-            stride=self.stride,
-            time_stride=self.time_stride,
-            padding=self.padding,
-            causal=self.causal,
-            time_border=self.time_border,
-        )
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            outputs += bias.astype(self.dtype)
-        return outputs
 
 
 class TemporalConv(nn.Module):

@@ -133,7 +133,7 @@ class I3DExtractor:
     @property
     def name(self) -> str:
         """The name "i3d", or "i3d_half_pixel" for the other resizing."""
-        return "i3d" if self.resize == "tensorflow1" else f"i3d_{self.resize}"
+        return _i3d_name(self.resize)
 
     @property
     def params(self) -> Tree:
@@ -190,15 +190,13 @@ class I3DExtractor:
         return Features(logits, None)
 
 
-def frechet_name(extractor: Extractor) -> str:
-    """What the Frechet distance over an extractor's features of clips is called.
+def features_name(config: ClipFeaturesConfig) -> str:
+    """The name of the extractor that `make_clip_extractor` makes of a config."""
+    return _i3d_name(config.resize) if isinstance(config, I3DFeatures) else config.kind
 
-    Only I3D's makes an "fvd", with its other resizing an "fvd_half_pixel"; others are
-    "frechet_pixels" and "frechet_classifier".
-    """
-    if extractor.name.startswith("i3d"):
-        return f"fvd{extractor.name.removeprefix('i3d')}"
-    return f"frechet_{extractor.name}"
+
+def _i3d_name(resize: Resize) -> str:
+    return "i3d" if resize == "tensorflow1" else f"i3d_{resize}"
 
 
 def make_clip_extractor(

@@ -4,7 +4,8 @@ Tulyakov, Liu, Yang and Kautz 2018, "MoCoGAN: Decomposing motion and content for
 One discriminator judges patches of single frames, another patches of clips. The paper's category
 is here the label of the data: it joins the generator's codes as a one-hot vector, and in the
 discriminators each class adds its own map to the logits. This replaces the paper's auxiliary
-classifier, which recovers a category that the generator draws for itself.
+classifier, which recovers a category that the generator draws for itself. The motion code begins
+at zeros, not at random: the noise of frame 0 makes it so.
 
 Letters: B batch, T time, H height, W width, C channels, Z latent size, N frames of any clips,
 P patches.

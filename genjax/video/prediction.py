@@ -53,8 +53,12 @@ class FramePrediction(Task):
         self.config = config
         self.conditioning = config.conditioning
         self.known = self._evaluation_known()
-        frames = max(len(self.known), len(self.conditioning.known))
+        frames = len(self.conditioning.known)
         self.source = open_clips(config.data.source, frames)
+        # Apart, so that what is measured does not change what is trained on.
+        self.evaluation_source = self.source
+        if len(self.known) != frames:
+            self.evaluation_source = open_clips(config.data.source, len(self.known))
         split = config.evaluation.split
         if split not in self.source.splits:
             raise UserError(
@@ -160,7 +164,7 @@ class FramePrediction(Task):
     ) -> tuple[Array, Tree]:
         """The objective of a batch, and the network's moved statistics."""
         feed_key, mask_key, dropout_key = jax.random.split(key, 3)
-        clips = self._clips(batch)[:, : len(self.conditioning.known)]
+        clips = _unit(self.source.render(batch))
         size = (clips.shape[2], clips.shape[3])
         mask = self.view.mask(mask_key, jnp.arange(len(clips)), size)
         feed = draw_feed(self._truth_probabilities(step), feed_key, len(clips))
@@ -205,9 +209,6 @@ class FramePrediction(Task):
             loss += objective.ssim * (1.0 - jnp.mean(ssim(predicted, truth)))
         return loss
 
-    def _clips(self, batch: Batch) -> Float[Array, "B T H W C"]:
-        return self.source.render(batch).astype(jnp.float32) / 255.0
-
     def dataset(self, split: str, shard: Shard) -> grain.MapDataset:
         """Endless batches of a split.
 
@@ -227,7 +228,7 @@ class FramePrediction(Task):
     def _evaluation_clips(self, shard: Shard) -> EvaluationClips:
         config = self.config.evaluation
         return EvaluationClips(
-            self.source.splits[config.split],
+            self.evaluation_source.splits[config.split],
             config.batch_size or self.config.data.batch_size,
             count=config.count,
             process_index=shard.index,
@@ -262,7 +263,7 @@ class FramePrediction(Task):
 
     def eval_step(self, state: TrainState, batch: Batch) -> tuple[dict[str, Any], dict[str, Array]]:
         """Sums of the metrics of each predicted frame."""
-        clips = self._clips(batch)[:, : len(self.known)]
+        clips = _unit(self.evaluation_source.render(batch))
         predicted = self._predictions(self._variables(state), clips, batch["index"])
         targets = self._targets()
         judge = state.carry.get(LPIPS)
@@ -316,7 +317,7 @@ class FramePrediction(Task):
 
         @jax.jit
         def sums(batch: Batch, judge: Tree) -> dict[str, Any]:
-            clips = self._clips(batch)[:, : len(self.known)]
+            clips = _unit(self.evaluation_source.render(batch))
             return {
                 name: self._sums(predicted, clips[:, targets], batch, judge)
                 for name, predicted in self._trivial(clips, batch["index"], mean).items()
@@ -348,7 +349,9 @@ class FramePrediction(Task):
             self.source.splits["train"], self.config.data.batch_size, count=_MEAN_IMAGE_CLIPS
         )
         total = jax.jit(
-            lambda batch: jnp.einsum("b,bthwc->hwc", batch["weights"], self._clips(batch))
+            lambda batch: jnp.einsum(
+                "b,bthwc->hwc", batch["weights"], _unit(self.source.render(batch))
+            )
         )
         sums = [np.asarray(total(batches[number]), np.float64) for number in range(len(batches))]
         return sum(sums[1:], sums[0]) / (batches.count * self.source.clip_shape[0])
@@ -384,7 +387,7 @@ class FramePrediction(Task):
     @functools.cached_property
     def _show(self) -> Any:
         def show(variables: Tree, clips: Array, numbers: Array) -> tuple[Array, Array | None]:
-            scaled = clips.astype(jnp.float32) / 255.0
+            scaled = _unit(clips)
             mask = self._evaluation_mask(scaled, numbers)
             return self._predictions(variables, scaled, numbers), mask
 
@@ -397,8 +400,8 @@ class FramePrediction(Task):
 
     def shown_clips(self, split: str, count: int) -> UInt8[np.ndarray, "B T H W C"]:
         """The first clips of a split, in the order of evaluations, for people to look at."""
-        chosen = EvaluationClips(self.source.splits[split], 1, count=count).order
-        return self.source.clips(split, chosen)[:, : len(self.known)]
+        source = self.evaluation_source
+        return source.clips(split, EvaluationClips(source.splits[split], 1, count=count).order)
 
     # ---- counts -------------------------------------------------------------------------------
 
@@ -424,3 +427,8 @@ class FramePrediction(Task):
             )
 
         return 3.0 * count_flops(forward, self._variables(state), clips)
+
+
+def _unit(clips: UInt8[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
+    """Stored clips in [0, 1]."""
+    return clips.astype(jnp.float32) / 255.0

@@ -10,7 +10,7 @@ from genjax.data.clip_sources import ClipSourceConfig, MovingDigits
 from genjax.optim import AdamWConfig, OptimizerConfig
 from genjax.run_config import EvaluationTiming, RunConfig, SampleTiming
 from genjax.task import Task
-from genjax.video.conditioning import ConditioningConfig, Predict
+from genjax.video.conditioning import ConditioningConfig, Inpaint, Predict
 from genjax.video.prediction_model_config import ConvLSTMConfig, PredictorConfig
 from genjax.video.sampling_schedule import NoSampling, SamplingConfig
 
@@ -129,16 +129,28 @@ class PredictionConfig(RunConfig):
                     "objective.known_frames is for networks that predict known frames too; "
                     f'model.kind = "{self.model.kind}" does not'
                 )
-        if not isinstance(self.conditioning, Predict):
+        shape = self.conditioning
+        if not isinstance(shape, Predict):
             if self.evaluation.future is not None:
                 raise ValueError(
                     f"evaluation.future: {self.evaluation.future} is for conditioning.kind = "
-                    f'"predict", not "{self.conditioning.kind}"'
+                    f'"predict", not "{shape.kind}"'
+                )
+            if not isinstance(self.sampling, NoSampling):
+                raise ValueError(
+                    f'sampling.kind = "{self.sampling.kind}" is for conditioning.kind = '
+                    f'"predict", not "{shape.kind}"'
+                )
+            alone = isinstance(shape, Inpaint) or shape.before == 1
+            if alone and not self.objective.known_frames:
+                raise ValueError(
+                    "objective.known_frames does nothing here: no known frame is predicted from "
+                    "one before it"
                 )
         elif not isinstance(self.sampling, NoSampling):
-            steps = self.conditioning.future - 1
+            steps = shape.future - 1
             if self.sampling.kind == "reverse":
-                steps += self.conditioning.past - 1
+                steps += shape.past - 1
             if steps == 0:
                 raise ValueError(
                     f'sampling.kind = "{self.sampling.kind}" has no step to draw for; predict '

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from genjax.config import Config
 from genjax.video.conditioning import Known
@@ -111,6 +111,17 @@ class SimVPConfig(Config):
     """Rate of stochastic depth in the last gated attention block; those before have less."""
     dtype: ComputeType = "float32"
     """Type of computation; parameters are float32."""
+
+    @model_validator(mode="after")
+    def _has_gated_attention(self) -> "SimVPConfig":
+        if self.translator != "gsta":
+            for name in ("mlp_ratio", "drop_path"):
+                if getattr(self, name) != SimVPConfig.model_fields[name].default:
+                    raise ValueError(
+                        f'{name} is for translator = "gsta", and does nothing in '
+                        f'"{self.translator}"'
+                    )
+        return self
 
     recurrent: ClassVar[bool] = False
     """Whether the network rolls out frame by frame, to any length."""

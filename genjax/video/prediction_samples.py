@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 
-from genjax.data.clip_decode import read_clip
+from genjax.data.clip_decode import ClipFrames, read_clip
+from genjax.data.clip_windows import ClipOptions
 from genjax.errors import UserError
 from genjax.media import AnimationSample, ImageSample, MediaSample, film_strip
 from genjax.task import Tree
@@ -110,7 +111,19 @@ def _from_input(
     assert request.input is not None
     _, height, width, channels = task.source.clip_shape
     assert channels in (1, 3)
-    read = read_clip(request.input, size=(height, width), channels=channels)
+    source = task.config.data.source
+    predicting = isinstance(task.conditioning, Predict)
+    # Going on is at the speed of the training clips, filling in between at that of the input.
+    prepared = isinstance(source, ClipOptions)
+    read = read_clip(
+        request.input,
+        size=(height, width),
+        channels=channels,
+        crop=source.crop if prepared else "center",
+        frames_per_second=source.frames_per_second if prepared and predicting else None,
+    )
+    if prepared and predicting:
+        read = ClipFrames(read.frames[:: source.stride], read.frames_per_second / source.stride)
     rate = request.frames_per_second or read.frames_per_second
     frames = jnp.asarray(read.frames, jnp.float32) / 255.0
     match task.conditioning:

@@ -166,6 +166,7 @@ def steps_feed(
     if drawn is None:
         return feed
     count = drawn.shape[1]
+    assert count <= len(feed), "more steps are drawn than there are"
     late = drawn.T.astype(feed.dtype)
     late = late.reshape(*late.shape, *(1,) * (feed.ndim - 2))
     late = jnp.broadcast_to(late, (count, *feed.shape[1:]))

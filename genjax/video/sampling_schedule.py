@@ -72,7 +72,8 @@ def truth_probabilities(config: Sampling, known: Known, step: Step) -> Float[Arr
 
     Args:
         config: the schedule.
-        known: which frames are known; a roll-out reads all but the last one.
+        known: which frames are known, the past before the future; a roll-out reads all but the
+            last one.
         step: of training.
 
     Returns:

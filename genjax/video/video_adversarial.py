@@ -22,7 +22,7 @@ from genjax.flops import count_flops
 from genjax.image.adversarial_step import GENERATOR, AdversarialStep, Variant
 from genjax.task import Batch, Evaluation, Sample, Shard, Task, TrainState
 from genjax.video.clip_generation import ClipView, generate_clips, sample_clips
-from genjax.video.features import make_clip_extractor, save_clip_assets
+from genjax.video.features import features_name, make_clip_extractor, save_clip_assets
 from genjax.video.video_adversarial_config import ClipGenerationConfig, VideoAdversarialConfig
 from genjax.video.video_evaluation import JUDGE, ClipEvaluation
 from genjax.video.video_figures import ClipFigures
@@ -76,7 +76,7 @@ class VideoAdversarial(Task):
             config.evaluation.batch_size or config.data.batch_size,
         )
         # Known now, before a classifier is trained or a step is made.
-        self._figures(config.evaluation.features.kind)
+        self._figures(features_name(config.evaluation.features))
 
     # ---- training -----------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ class ClipSamplesConfig(Config):
     every_clips: int = Field(default=20_000, ge=1)
     """Draw them each time training has used this many clips, and after the last step."""
     count: int = Field(default=16, ge=1)
-    """Clips of each kind. With classes each row of the grid has one class."""
+    """Clips of each kind, generated and real; with classes they are ordered by them."""
 
 
 class ClipGenerationConfig(Config):

@@ -33,7 +33,8 @@ def make_judges(config: VideoAdversarialConfig, networks: VideoNetworks) -> dict
         ValueError: the model has no such discriminator.
     """
     augment = make_augmentation(config.augmentation)
-    frames = random_frames(config.frames_judged, 1 if config.image_conditional else 0)
+    compared = getattr(networks.frame_discriminator, "group_size", 1)
+    frames = random_frames(config.frames_judged, 1 if config.image_conditional else 0, compared)
     known = {
         "frame": (FRAME, networks.frame_discriminator, frames, augment),
         "clip": (CLIP, networks.clip_discriminator, whole_clips, over_time(augment)),
@@ -56,15 +57,18 @@ def whole_clips(
     return clips, conditions.labels
 
 
-def random_frames(count: int, start: int = 0) -> View:
+def random_frames(count: int, start: int = 0, compared: int = 1) -> View:
     """The view of `count` different frames of each clip, drawn anew each time.
 
-    They come as one batch of images, those of a clip one after another, so that a device keeps
-    the clips that it has.
+    They come as one batch of images, those of a few clips one after another, so that a device
+    keeps the clips that it has.
 
     Args:
         count: F.
         start: the first frame that may be drawn: 1 where frame 0 is given to the generator.
+        compared: how many neighbours a discriminator compares with each other: so many clips (or
+            the largest smaller number that divides the batch) take turns, since frames of one clip
+            would tell motion, and not how much clips differ.
     """
 
     def view(
@@ -73,10 +77,16 @@ def random_frames(count: int, start: int = 0) -> View:
         size, time = clips.shape[:2]
         order = jnp.argsort(jax.random.uniform(key, (size, time - start)), 1)[:, :count] + start
         frames = jnp.take_along_axis(clips, order[..., None, None, None], 1)
+        several = next(n for n in range(min(compared, size), 0, -1) if size % n == 0)
+
+        def in_turn(of_clips: Array) -> Array:
+            grouped = of_clips.reshape(-1, several, *of_clips.shape[1:])
+            return jnp.swapaxes(grouped, 1, 2).reshape(-1, *of_clips.shape[2:])
+
         labels = conditions.labels
         if labels is not None:
-            labels = jnp.broadcast_to(labels[:, None], order.shape).reshape(-1)
-        return frames.reshape(-1, *clips.shape[2:]), labels
+            labels = in_turn(jnp.broadcast_to(labels[:, None], order.shape))
+        return in_turn(frames), labels
 
     return view
 

@@ -58,6 +58,42 @@ def test_the_transpose_spreads_kernels(size, stride, padding):
     np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.fast
+@pytest.mark.parametrize(("frames", "stride"), [(3, 1), (2, 2), (4, 3), (1, 2), (7, 1)])
+def test_a_causal_kernel_sees_no_later_frame(frames, stride):
+    clips, kernel, other = arrays((2, 5, 4, 3, 2), (frames, 3, 3, 2, 3), (2, 5, 4, 3, 2))
+    with jax.enable_x64(True):
+        run = functools.partial(conv3d, stride=(stride, 1), padding=("causal", 1))
+
+        @jax.jit
+        def both(clips, kernel, cotangent):
+            outputs, pull = jax.vjp(run, clips, kernel)
+            return outputs, *pull(cotangent)
+
+        before = np.pad(clips, ((0, 0), (frames - 1, 0), *[(0, 0)] * 3))
+        theirs = reference.conv3d(before, kernel, (stride, 1), (0, 1))
+        (cotangent,) = arrays(theirs.shape, seed=1)
+        ours, of_clips, of_kernel = both(clips, kernel, cotangent)
+        assert ours.shape[1] == -(-5 // stride)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+        # Linear in either argument, so that inner products determine the gradients.
+        total = np.vdot(theirs, cotangent)
+        np.testing.assert_allclose(np.vdot(of_clips, clips), total, rtol=1e-11)
+        np.testing.assert_allclose(np.vdot(of_kernel, kernel), total, rtol=1e-11)
+        for t in range(ours.shape[1]):
+            seen = stride * t + 1
+            mixed = np.concatenate([clips[:, :seen], other[:, seen:]], 1)
+            np.testing.assert_array_equal(
+                both(mixed, kernel, cotangent)[0][:, : t + 1], ours[:, : t + 1]
+            )
+        layer = Conv3D(
+            3, (frames, 3), (stride, 1), ("causal", 1), use_bias=False, dtype=jnp.float64
+        )
+        np.testing.assert_array_equal(
+            jax.jit(layer.apply)({"params": {"kernel": kernel}}, clips), ours
+        )
+
+
 def test_frames_of_zeros_alone_are_left_out_rightly():
     """A clip of one frame meets the middle of the kernel; a larger border makes frames of zeros."""
     clips, kernel = arrays((1, 1, 2, 2, 1), (3, 1, 1, 1, 1))
@@ -92,7 +128,7 @@ def test_derivatives_of_both_orders_are_those_of_the_form_that_xla_has(
 
     def plain(clips, kernel):
         def whole(clips):
-            return convolution3d._whole(clips, kernel, stride, padding)
+            return convolution3d._whole(clips, kernel, stride, (padding[0], *padding))
 
         if not transposed:
             return whole(clips)

@@ -60,7 +60,8 @@ def test_classes_go_round_and_a_grid_and_a_film_strip_follow(plain):
     assert [sample.name for sample in samples[5:]] == ["00005", "grid", "film_strip"]
     assert [sample.index for sample in samples] == list(range(8))
     grid, strip, clips = samples[6].animation, samples[7].image, clips_of(samples)
-    assert grid.shape == (4, 2 * 18 - 2, 4 * 18 - 2, 3) and strip.shape == (6 * 66 - 2, 4 * 66 - 2, 3)
+    assert grid.shape == (4, 2 * 18 - 2, 4 * 18 - 2, 3)
+    assert strip.shape == (6 * 66 - 2, 4 * 66 - 2, 3)
     np.testing.assert_array_equal(grid[2, 18:34, 18:34], clips[5, 2])
     np.testing.assert_array_equal(strip[132:196:4, 66:130:4], clips[2, 1])
     assert {sample.frames_per_second for sample in samples[:7]} == {5.0}

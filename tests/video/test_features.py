@@ -21,7 +21,7 @@ from genjax.video.features import (
     ClipClassifierExtractor,
     ClipPixelExtractor,
     I3DExtractor,
-    frechet_name,
+    features_name,
     make_clip_extractor,
     save_clip_assets,
 )
@@ -31,6 +31,7 @@ from genjax.video.features_config import (
     ClipPixelFeatures,
     I3DFeatures,
 )
+from genjax.video.video_figures import ClipFigures
 from tests.video.test_clip_classifier import SHAPE, motion_source, movers
 
 SMALL = ClipClassifierFeatures(width=4, steps=3)
@@ -221,15 +222,19 @@ def test_weights_come_with_their_digest(monkeypatch):
 @pytest.mark.fast
 def test_only_i3d_makes_an_fvd():
     weights = Weights({}, DIGEST)
-    names = [
-        frechet_name(one)
-        for one in (
-            ClipPixelExtractor(),
-            I3DExtractor(weights),
+    source = dataclasses.replace(motion_source(), clip_shape=(16, 8, 8, 1))
+    asked = {
+        "frechet_pixels": (ClipPixelFeatures(), ClipPixelExtractor()),
+        "fvd": (I3DFeatures(), I3DExtractor(weights)),
+        "fvd_half_pixel": (
+            I3DFeatures(resize="half_pixel"),
             I3DExtractor(weights, "half_pixel"),
-        )
-    ]
-    assert names == ["frechet_pixels", "fvd", "fvd_half_pixel"]
+        ),
+    }
+    for name, (config, extractor) in asked.items():
+        # Known from the config, so that `checkpoint.best_metric` can be checked before training.
+        assert features_name(config) == extractor.name
+        assert ClipFigures(["frechet"], extractor.name, source).names == [name]
     assert I3DExtractor(weights).describe() != I3DExtractor(weights, "half_pixel").describe()
     key = I3DExtractor(weights).protocol(2048, 16, "train", 2)
     assert key == "fvd_i3d_n2048_f16_s2_real-train_resize-tensorflow1_weights-0123456789ab"

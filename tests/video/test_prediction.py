@@ -188,13 +188,15 @@ def test_a_network_learns():
 def test_roll_outs_longer_than_trained(model):
     short, long = task_of(model), task_of(model, evaluation={"future": 8})
     state = jax.jit(short.init)(jax.random.key(0))
-    clips = jnp.asarray(long.source.clips("validation", np.arange(2)), jnp.float32) / 255
+    clips = np.float32(long.evaluation_source.clips("validation", np.arange(2))) / 255
     numbers = jnp.arange(2)
     variables = short._variables(state)
     predict = jax.jit(short._predictions)
     first = predict(variables, clips[:, :6], numbers)
     whole = jax.jit(long._predictions)(variables, clips, numbers)
     assert whole.shape[1] == 3 + 8
+    # Training goes on with clips of its own length.
+    assert long.source.clip_shape[0] == 6
     np.testing.assert_allclose(whole[:, :6], first, rtol=1e-5, atol=1e-6)
     assert np.isfinite(whole).all()
     if model == "simvp":
@@ -277,6 +279,20 @@ def test_what_does_not_fit_is_told_before_training(tables, message):
         ("simvp", "predict", {"sampling": {"kind": "scheduled"}}, "sampling.kind"),
         ("simvp", "predict", {"objective": {"known_frames": False}}, "objective.known_frames"),
         ("convlstm", "inpaint", {"evaluation": {"future": 3}}, "evaluation.future: 3 is for"),
+        (
+            "convlstm",
+            "interpolate",
+            {"sampling": {"kind": "scheduled"}},
+            "is for conditioning.kind",
+        ),
+        ("convlstm", "inpaint", {"sampling": {"kind": "reverse"}}, "is for conditioning.kind"),
+        ("convlstm", "inpaint", {"objective": {"known_frames": False}}, "does nothing here"),
+        (
+            "simvp",
+            "predict",
+            {"model": {"translator": "inception"}},
+            'mlp_ratio is for translator = "gsta"',
+        ),
         ("convlstm", "predict", {"objective": {"l2": 0.0}}, "are all 0, so nothing is trained"),
         (
             "convlstm",

@@ -286,6 +286,13 @@ def test_frames_are_drawn_for_each_clip():
     np.testing.assert_array_equal(numbers // 6, np.repeat(np.arange(64)[:, None], 2, 1))
     drawn = numbers % 6
     assert (drawn[:, 0] != drawn[:, 1]).all() and set(drawn.ravel()) == {1, 2, 3, 4, 5}
+    # What compares neighbours is shown frames of different clips, and each with its own label.
+    in_turn, named = random_frames(2, 1, 4)(clips, Conditions(labels), jax.random.key(0))
+    of_clips = np.asarray(in_turn[:, 0, 0, 0]).astype(int) // 6
+    np.testing.assert_array_equal(of_clips, named)
+    expected = np.arange(64).reshape(16, 1, 4).repeat(2, 1).reshape(-1)
+    np.testing.assert_array_equal(of_clips, expected)
+    assert set(np.asarray(in_turn).ravel()) == set(np.asarray(frames).ravel())
     other, none = view(clips, Conditions(), jax.random.key(1))
     assert (np.asarray(other) != np.asarray(frames)).any() and none is None
 
