@@ -65,7 +65,7 @@ def load_trained(folder: Path, config: RunConfig, step: str = "newest") -> Train
     shardings = state_shardings(shapes, task.partition_rules, mesh)
     checkpoints = Checkpoints(run.checkpoints)
     try:
-        number = _step(checkpoints, config, step)
+        number = chosen_step(checkpoints, config, step)
         restored = checkpoints.restore(shapes, shardings, number)
     finally:
         checkpoints.close()
@@ -74,7 +74,12 @@ def load_trained(folder: Path, config: RunConfig, step: str = "newest") -> Train
     return Trained(run, config, task, restored.step, restored.state, mesh)
 
 
-def _step(checkpoints: Checkpoints, config: RunConfig, step: str) -> int | None:
+def chosen_step(checkpoints: Checkpoints, config: RunConfig, step: str) -> int | None:
+    """The number of the checkpoint that `--step` asks for, or None for the newest intact one.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
     steps = checkpoints.steps()
     if step == "newest" or not steps:
         return None

@@ -30,6 +30,9 @@ from train.storage_errors import all_text, quiet, reason, without_orphans
 
 managers = ocp.checkpoint_managers
 
+_GROUP_BYTES = 256 * 2**20
+"""Bytes of the arrays that are checked at once without their model."""
+
 
 class SaveError(Exception):
     """A checkpoint could not be written; earlier ones are untouched."""
@@ -325,6 +328,153 @@ class Checkpoints:
                 f"{name} is {there} there and {here} in this one ({len(odd)} arrays differ)\n"
                 "use the config that the run was started with, or a new --workdir"
             )
+
+    def written(self, step: int) -> float:
+        """When a checkpoint was finished, in seconds since 1970; of a damaged one, about when."""
+        try:
+            with quiet():
+                nanoseconds = self._manager.metadata(step).commit_timestamp_nsecs
+        except Exception:
+            nanoseconds = None
+        return nanoseconds / 1e9 if nanoseconds else (self.folder / str(step)).stat().st_mtime
+
+    def names(self, step: int) -> list[str]:
+        """The paths of a checkpoint's arrays, by its own account: no model is needed.
+
+        Raises:
+            CorruptCheckpointError: the account cannot be read.
+        """
+        forms, sums = self._contents(step)
+        return sorted(forms.keys() | sums.keys())
+
+    def read_arrays(
+        self, step: int, names: Iterable[str]
+    ) -> Iterator[tuple[str, jax.Array | None, str]]:
+        """Read arrays of a checkpoint onto one device, without the model that they belong to.
+
+        Args:
+            step: which checkpoint.
+            names: paths of arrays, from `names`.
+
+        Yields:
+            The path of each array, the array or None, and what is wrong with it, or "".
+
+        Raises:
+            CorruptCheckpointError: it cannot be told what the checkpoint holds.
+        """
+        forms, sums = self._contents(step)
+        group, size = [], 0
+        for name in names:
+            if name not in forms:
+                yield name, None, f"the array {name} is missing"
+                continue
+            form = forms[name]
+            bytes_here = math.prod(form.shape) * form.dtype.itemsize
+            if group and size + bytes_here > _GROUP_BYTES:
+                yield from self._read_group(step, group, forms, sums)
+                group, size = [], 0
+            group.append(name)
+            size += bytes_here
+        if group:
+            yield from self._read_group(step, group, forms, sums)
+
+    def _read_group(
+        self,
+        step: int,
+        names: list[str],
+        forms: dict[str, jax.ShapeDtypeStruct],
+        sums: dict[str, int],
+    ) -> Iterator[tuple[str, jax.Array | None, str]]:
+        item = _nest({name: forms[name] for name in names})
+        try:
+            with _damage(names), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                read = reader.restore(
+                    self.folder / str(step) / "state",
+                    args=ocp.args.PyTreeRestore(
+                        item=item,
+                        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+                        partial_restore=True,
+                    ),
+                )
+                arrays = _flat(read)
+                found = checksums(arrays)
+        except CorruptCheckpointError:
+            arrays = found = None
+        if arrays is None or found is None:
+            if len(names) == 1:
+                yield names[0], None, f"the array {names[0]} cannot be read"
+                return
+            # The first array that fails takes the others with it: narrow it down.
+            half = len(names) // 2
+            yield from self._read_group(step, names[:half], forms, sums)
+            yield from self._read_group(step, names[half:], forms, sums)
+            return
+        for name in names:
+            wrong = found[name] != sums.get(name)
+            yield (
+                name,
+                arrays[name],
+                f"the array {name} differs from its checksum" if wrong else "",
+            )
+
+    def _contents(self, step: int) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, int]]:
+        """The form of each array of a checkpoint, on one device, and their checksums."""
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        with _damage(()):
+            saved = self._manager.item_metadata(step)["state"]
+            if saved is None:
+                raise ValueError("the list of its arrays is missing or damaged")
+            forms = {
+                name: jax.ShapeDtypeStruct(form.shape, form.dtype, sharding=device)
+                for name, form in _flat(saved.tree).items()
+            }
+            sums = self._read_json(step, "checksums")["arrays"]
+            return forms, dict(sums)
+
+    def _read_json(self, step: int, item: str) -> Any:
+        return self._manager.restore(
+            step, args=ocp.args.Composite(**{item: ocp.args.JsonRestore()})
+        )[item]
+
+    def problems(self, step: int) -> list[str]:
+        """All that is damaged in a checkpoint, a text for each array; nothing is changed.
+
+        Raises:
+            UserError: this process may not read the files.
+        """
+        try:
+            arrays = self.read_arrays(step, self.names(step))
+            found = [problem for _, _, problem in arrays if problem]
+        except CorruptCheckpointError as error:
+            return [str(error)]
+        try:
+            with _damage(()):
+                position = self._read_json(step, "position")
+                expected = self._read_json(step, "checksums")["position"]
+            if _json_checksum(position) != expected:
+                found.append("the position in the data differs from its checksum")
+        except CorruptCheckpointError:
+            found.append("the position in the data cannot be read")
+        try:
+            with _damage(()):
+                self._read_json(step, "figures")
+        except CorruptCheckpointError:
+            found.append("the figures of its evaluation cannot be read")
+        return found
+
+    def delete(self, step: int) -> None:
+        """Delete a checkpoint; a process that is killed meanwhile leaves it whole or none.
+
+        Raises:
+            OSError: the files cannot be changed.
+        """
+        # The name of a save that was cut short: what is left of it, the next training clears away.
+        part = self.folder / f"{step}.orbax-checkpoint-tmp"
+        if part.exists():
+            shutil.rmtree(part)
+        (self.folder / str(step)).rename(part)
+        shutil.rmtree(part)
+        self._manager.reload()
 
     def _set_aside(self, step: int) -> None:
         """Move a damaged checkpoint out of the way, so that its step can be saved again."""

@@ -69,7 +69,7 @@ class RunDirectory:
                 self._refuse_changes(config, saved)
             else:
                 self._refuse_foreign_files()
-            self._take_lock()
+            self.lock("wait for it, or choose another with --workdir")
             if saved is None:
                 # Again: another process may have started and ended a run here in the meantime.
                 self._refuse_foreign_files()
@@ -106,7 +106,16 @@ class RunDirectory:
         part.write_text(text, encoding="utf-8")
         part.replace(self.folder / name)
 
-    def _take_lock(self) -> None:
+    def lock(self, advice: str) -> None:
+        """Keep other processes from training here or deleting checkpoints, until `close`.
+
+        Args:
+            advice: what to do if another process does, for the message.
+
+        Raises:
+            UserError: another process does.
+            OSError: the lock cannot be written.
+        """
         self._lock = (self.folder / "lock").open("a+", encoding="utf-8")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,7 +124,7 @@ class RunDirectory:
             holder = self._lock.read().strip() or "unknown"
             raise UserError(
                 f"{self.folder}: another process (pid {holder}) trains in this run directory; "
-                "wait for it, or choose another with --workdir"
+                f"{advice}"
             ) from error
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
