@@ -6,6 +6,7 @@ Letters: T time, B batch, H height, W width, C channels (1 grey, 3 colour, 4 col
 import abc
 import dataclasses
 import io
+import itertools
 import math
 import re
 from fractions import Fraction
@@ -24,6 +25,8 @@ _NAME = re.compile(r"\w[\w.+-]*")
 _LOSSLESS_PIXELS = 256 * 256
 """Frames up to this size are encoded without loss: chroma subsampling smears a few pixels."""
 
+_SHORTEST_FRAME = 0.02
+"""Seconds."""
 _SMALLEST_IN_STRIP = 64
 """Pixels of the shorter side of a frame in a film strip, at least."""
 
@@ -152,8 +155,9 @@ class AnimationSample(MediaSample):
         if self.format == "mp4":
             return _mp4(self.animation, self.frames_per_second)
         buffer = io.BytesIO()
+        shown, durations = _shown(len(self.animation), self.frames_per_second, self.format)
         # WebP has no grey.
-        first, *rest = [_picture(frame, colour=True) for frame in self.animation]
+        first, *rest = [_picture(self.animation[frame], colour=True) for frame in shown]
         settings: dict[str, Any] = {}
         if self.format == "webp":
             lossless = first.width * first.height <= _LOSSLESS_PIXELS
@@ -163,7 +167,7 @@ class AnimationSample(MediaSample):
             self.format,
             save_all=True,
             append_images=rest,
-            duration=round(1000 / self.frames_per_second),
+            duration=durations,
             loop=0,
             **settings,
         )
@@ -268,6 +272,23 @@ def _mp4(frames: UInt8[np.ndarray, "T H W C"], frames_per_second: float) -> byte
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return buffer.getvalue()
+
+
+def _shown(
+    count: int, frames_per_second: float, format: Literal["webp", "gif"]
+) -> tuple[list[int], list[int]]:
+    """The frames that a looping picture shows, and for how many milliseconds each.
+
+    GIF counts hundredths of a second and WebP thousandths; times are rounded so that errors do not
+    add up. Browsers show a frame for at least a fiftieth of a second or slow it down to a tenth, so
+    of faster clips as many frames are left out as it takes to keep their speed.
+    """
+    unit = 10 if format == "gif" else 1
+    step = max(1, math.ceil(frames_per_second * _SHORTEST_FRAME - 1e-9))
+    shown = list(range(0, count, step))
+    times = [1000 * frame / frames_per_second / unit for frame in [*shown, len(shown) * step]]
+    ends = [round(time) for time in times]
+    return shown, [unit * max(1, end - start) for start, end in itertools.pairwise(ends)]
 
 
 def _opaque(frames: UInt8[np.ndarray, "T H W C"]) -> UInt8[np.ndarray, "T H W 3"]:

@@ -74,6 +74,24 @@ def test_an_animation_loops(tmp_path, format, channels):
     assert clip.preview().endswith(", 0.3 s")
 
 
+@pytest.mark.parametrize("format", ["webp", "gif"])
+@pytest.mark.parametrize(("rate", "kept"), [(30000 / 1001, 30), (50, 30), (60, 15), (180, 8)])
+def test_an_animation_lasts_as_long_as_it_should(format, rate, kept):
+    frames = np.arange(30, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2) * 8
+    clip = AnimationSample(
+        index=0, name="walk", animation=frames, frames_per_second=rate, format=format
+    )
+    with Image.open(io.BytesIO(clip.encoded())) as picture:
+        durations, first = [], []
+        for frame in ImageSequence.Iterator(picture):
+            frame.load()
+            durations.append(frame.info["duration"])
+            first.append(np.asarray(frame.convert("L"))[0, 0])
+    assert len(durations) == kept and min(durations) >= 20
+    assert sum(durations) == pytest.approx(30 / rate * 1000, abs=12)
+    np.testing.assert_allclose(first, frames[:: -(-30 // kept), 0, 0, 0], atol=2)
+
+
 @pytest.mark.parametrize("encoder", ["h264", "mpeg4"])
 def test_a_film_has_even_sides_and_its_speed(tmp_path, monkeypatch, encoder):
     av = pytest.importorskip("av")

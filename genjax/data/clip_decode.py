@@ -68,7 +68,7 @@ def read_clip(
     Raises:
         UserError: There is no such clip, it cannot be read, or the folder holds several.
     """
-    listing = list_clips(path, "the clip")
+    listing = list_clips(path, "input")
     clip, *others = listing.clips
     if others:
         raise UserError(f"{path} holds {1 + len(others)} clips.\nGive one: {clip.paths[0]}")

@@ -218,7 +218,9 @@ def _long_enough(clips: ClipSet, frames: int, options: ClipOptions) -> Shots:
     longest = shots.lengths.argmax()
     whole = int(np.diff(clips.decoded.starts).max())
     window = f"{frames} frames"
-    ways = ["a shorter window"]
+    ways = [
+        "fewer frames (of conditioning, data.frames or evaluation.future; --frames of a request)"
+    ]
     if options.stride > 1:
         window += f" at stride {options.stride}, which cover {span},"
         ways.append("a smaller data.source.stride")

@@ -230,7 +230,7 @@ def read_weights(
             f"{path}: no {network} weights there ({error.strerror or error}); {advice}"
         ) from error
     except (ValueError, zipfile.BadZipFile, AttributeError, TypeError, EOFError) as error:
-        raise UserError(f"{path} is not a file of {network} weights ({error}); {advice}") from error
+        raise UserError(f"{path} is not a file of {network} weights; {advice}") from error
     check_shapes(arrays, shapes, f"{path}", advice)
     if not digests:
         raise UserError(f"{path}: it does not say what it was converted from; {advice}")

@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -40,11 +41,50 @@ def convolve(
 # ---- ConvLSTM --------------------------------------------------------------------------------
 
 
-def lstm_gates(gates: Float[Array, "B H W G"], cell: Array, forget_bias: float) -> State:
-    """The states after a step, from pre-activations in the order i, f, g, o."""
-    i, f, g, o = jnp.split(gates, 4, axis=-1)
-    cell = jax.nn.sigmoid(f + forget_bias) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
-    return jax.nn.sigmoid(o) * jnp.tanh(cell), cell
+@jax.custom_vjp
+def lstm_gates(gates: Float[Array, "B H W G"], cell: Float[Array, "B H W F"]) -> State:
+    """The states after a step, from pre-activations in the order i, f, g, o.
+
+    Its own derivative keeps the activated gates and the two cell states, half of what JAX's would.
+    """
+    return _lstm_forward(gates, cell)[0]
+
+
+def _lstm_forward(gates: Array, cell: Array) -> tuple[State, tuple[Array, Array, Array]]:
+    # One tanh for all: sigmoid(z) = tanh(z / 2) / 2 + 1/2.
+    is_sigmoid = np.repeat([True, True, False, True], cell.shape[-1])
+    scale = np.where(is_sigmoid, 0.5, 1.0).astype(gates.dtype)
+    activated = jnp.tanh(gates * scale) * scale + (1.0 - scale)
+    i, f, g, o = jnp.split(activated, 4, axis=-1)
+    new = f * cell + i * g
+    return (o * jnp.tanh(new), new), (activated, cell, new)
+
+
+def _lstm_backward(saved: tuple[Array, Array, Array], cotangents: State) -> tuple[Array, Array]:
+    activated, cell, new = saved
+    d_hidden, d_new = cotangents
+    i, f, g, o = jnp.split(activated, 4, axis=-1)
+    squashed = jnp.tanh(new)
+    d_new = d_new + d_hidden * o * (1.0 - squashed * squashed)
+    d_gates = [
+        d_new * g * i * (1.0 - i),
+        d_new * cell * f * (1.0 - f),
+        d_new * i * (1.0 - g * g),
+        d_hidden * squashed * o * (1.0 - o),
+    ]
+    return jnp.concatenate(d_gates, -1), d_new * f
+
+
+lstm_gates.defvjp(_lstm_forward, _lstm_backward)
+
+
+def _with_forget_bias(
+    bias: Float[Array, " G"] | float, forget_bias: float, features: int
+) -> Float[Array, " G"] | float:
+    """The bias of all gates, with what is added to the forget gate."""
+    if not forget_bias:
+        return bias
+    return bias + jnp.repeat(jnp.array([0.0, forget_bias, 0.0, 0.0]), features)
 
 
 def conv_lstm_step(
@@ -67,7 +107,8 @@ def conv_lstm_step(
         dtype: of the convolution's inputs.
     """
     both = jnp.concatenate([x.astype(dtype), state[0].astype(dtype)], -1)
-    return lstm_gates(convolve(both, kernel, dtype) + bias, state[1], forget_bias)
+    bias = _with_forget_bias(bias, forget_bias, state[1].shape[-1])
+    return lstm_gates(convolve(both, kernel, dtype) + bias, state[1])
 
 
 def conv_lstm(
@@ -95,11 +136,12 @@ def conv_lstm(
         The state after the last step, and the hidden states of all.
     """
     channels = xs.shape[-1]
+    bias = _with_forget_bias(bias, forget_bias, state[1].shape[-1])
     projected = convolve_sequence(xs, kernel[:, :, :channels], dtype) + bias
     recurrent = kernel[:, :, channels:]
 
     def step(state: State, gates: Array) -> tuple[State, Array]:
-        state = lstm_gates(gates + convolve(state[0], recurrent, dtype), state[1], forget_bias)
+        state = lstm_gates(gates + convolve(state[0], recurrent, dtype), state[1])
         return state, state[0]
 
     return lax.scan(_forgetting(step, remat), state, projected)

@@ -94,12 +94,14 @@ def _spread(cotangent: Array, kernel: Array, images: Array) -> Array:
 
 
 def _correlate(images: Array, cotangent: Array, kernel: Array) -> Array:
-    """One product over all pixels that the kernel reads side by side."""
+    """For each row of the kernel, one product over all pixels that it reads side by side."""
     size = kernel.shape[0]
     pad, (height, width) = size // 2, images.shape[1:3]
-    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    read = [padded[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
-    pixels = jnp.concatenate(read, -1).astype(cotangent.dtype)
-    rows = (pixels.reshape(-1, pixels.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1]))
-    product = lax.dot_general(*rows, (((0,), (0,)), ((), ())))
-    return product.reshape(kernel.shape).astype(kernel.dtype)
+    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0))).astype(cotangent.dtype)
+    outputs = cotangent.reshape(-1, cotangent.shape[-1])
+    rows = []
+    for i in range(size):
+        read = [padded[:, i : i + height, j : j + width] for j in range(size)]
+        pixels = jnp.concatenate(read, -1).reshape(len(outputs), -1)
+        rows.append(lax.dot_general(pixels, outputs, (((0,), (0,)), ((), ()))))
+    return jnp.stack(rows).reshape(kernel.shape).astype(kernel.dtype)

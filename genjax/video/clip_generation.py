@@ -280,9 +280,10 @@ def _strip(index: int, name: str, clips: UInt8[np.ndarray, "N T H W C"]) -> Imag
     """A row for each clip, of long clips some frames spread evenly."""
     frames = clips.shape[1]
     shown = np.linspace(0, frames - 1, min(frames, _STRIP_FRAMES)).round().astype(np.int64)
+    some = f"{len(shown)} of {frames} frames" if len(shown) < frames else "frames"
     return ImageSample(
         index=index,
         name=name,
         image=film_strip(clips[:, shown]),
-        caption={"what": "frames in order"},
+        caption={"what": f"{some} in order"},
     )

@@ -121,7 +121,8 @@ class PredictionConfig(RunConfig):
             if not isinstance(self.sampling, NoSampling):
                 raise ValueError(
                     f'sampling.kind = "{self.sampling.kind}" is for networks that read their own '
-                    f'predictions; model.kind = "{self.model.kind}" does not'
+                    f'predictions; model.kind = "{self.model.kind}" does not: set '
+                    'sampling.kind = "none"'
                 )
             plain = PredictionObjectiveConfig.model_fields["known_frames"].default
             if self.objective.known_frames != plain:

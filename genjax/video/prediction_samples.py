@@ -86,6 +86,11 @@ def generate_predictions(
     if future is not None and future != len(task.known) - sum(task.known):
         task = task.with_future(future)
     clips = task.shown_clips(split, request.count or _COUNT)
+    if request.count is not None and len(clips) < request.count:
+        raise UserError(
+            f"count: the {split} split has {len(clips)} clips of {len(task.known)} frames and "
+            f"{request.count} are asked for; lower count or frames"
+        )
     numbers = np.arange(len(clips), dtype=np.int32)
     predicted, mask = task.shown(variables, clips, numbers)
     drawn = unit_to_uint8(predicted)

@@ -201,7 +201,7 @@ def _check(module: Any, clips: Clips, mask: Mask) -> None:
     if height % module.patch_size or width % module.patch_size:
         raise UserError(
             f"frames of {height} x {width} pixels do not divide into patches of side "
-            f"{module.patch_size}; change patch_size, or the size of the frames"
+            f"{module.patch_size}; change model.patch_size, or data.source.size"
         )
     if clips.shape[1] != len(module.known):
         raise UserError(

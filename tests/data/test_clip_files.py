@@ -342,7 +342,7 @@ def test_clips_that_are_too_short(load, write):
     write({"a.gif": (0, 6), "b.gif": (10, 9)})
     message = message_of(load, 16)
     assert "a window has 16 frames and the longest shot 9, in b.gif.\n" in message
-    assert "a shorter window, or add longer clips" in message
+    assert "Ask for fewer frames (" in message and "or add longer clips" in message
     message = message_of(load, 4, stride=4, frames_per_second=25)
     assert "4 frames at stride 4, which cover 13, and the longest shot 9" in message
     assert "a smaller data.source.stride or higher data.source.frames_per_second" in message
