@@ -15,7 +15,7 @@ from genjax.errors import UserError
 from genjax.task import Shard
 from tests.video.small_predictions import CONDITIONINGS, MODELS, configured, task_of
 
-QUICK = set(zip(MODELS, CONDITIONINGS, strict=True))
+QUICK = {("convlstm", "predict"), ("convlstm", "inpaint"), ("predrnn", "interpolate")}
 EVERYTHING = [
     pytest.param(*names, marks=[] if names in QUICK else pytest.mark.slow)
     for names in itertools.product(MODELS, CONDITIONINGS)
@@ -104,6 +104,7 @@ def test_the_loss_is_the_weighted_sum_of_errors_of_all_next_frames():
     assert float(metrics["loss"]) == pytest.approx((error[:, 2:] ** 2).mean(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_structural_similarity_is_a_loss_too():
     task, state, step = plain()
     similar = task_of(objective={"ssim": 1.0})
@@ -257,7 +258,7 @@ def test_samples_are_strips_of_the_same_clips():
         ({"checkpoint": {"best_metric": "fvd"}}, "checkpoint.best_metric: no figure 'fvd'; one of"),
         (
             {"model": {"patch_size": 5}},
-            "frames of 16 x 16 pixels do not divide into patches of side 5; change patch_size",
+            "frames of 16 x 16 pixels do not divide into patches of side 5; change model.patch_size",
         ),
         (
             {"objective": {"ssim": 1.0}, "data": {"source": {"kind": "moving_digits", "size": 8}}},

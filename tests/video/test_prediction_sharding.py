@@ -27,7 +27,7 @@ def task_for(name):
 @pytest.mark.parametrize(
     ("name", "mesh"),
     [
-        ("hoisted", MeshConfig(data=4, fsdp=2)),
+        pytest.param("hoisted", MeshConfig(data=4, fsdp=2), marks=pytest.mark.slow),
         pytest.param("simvp", MeshConfig(data=8), marks=pytest.mark.slow),
         pytest.param("convlstm", MeshConfig(data=8), marks=pytest.mark.slow),
         pytest.param("predrnn", MeshConfig(data=4, fsdp=2), marks=pytest.mark.slow),

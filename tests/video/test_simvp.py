@@ -211,6 +211,7 @@ def test_unknown_pixels_are_not_read():
     assert not (predictions == clips).any(axis=(0, 2, 3, 4)).all()
 
 
+@pytest.mark.slow
 def test_statistics_move_only_in_training_and_gradients_reach_every_parameter():
     model = SimVP(known=BETWEEN, drop_path=0.5, **TINY)
     clips = jnp.asarray(data(BETWEEN, batch=8)[0].astype(np.float32))

@@ -203,7 +203,10 @@ def reference(config, params, real, labels, draws, shape):
     return updated, metrics
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    ["frames and clips", pytest.param("lazy and relativistic", marks=pytest.mark.slow)],
+)
 def test_a_step_equals_the_equations(name):
     """Each discriminator follows its own loss and penalties, the generator the sum."""
     config = configured(**CASES[name], **OPTIMIZERS)
@@ -235,6 +238,7 @@ def test_a_step_equals_the_equations(name):
     np.testing.assert_allclose(statistics, moved_to, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_without_classes_it_trains_and_controls_augmentation_by_clips(monkeypatch):
     unlabelled(monkeypatch)
     ada = {
@@ -297,7 +301,13 @@ def test_frames_are_drawn_for_each_clip():
     assert (np.asarray(other) != np.asarray(frames)).any() and none is None
 
 
-@pytest.mark.parametrize("config", [DiffAugmentConfig(), ADAConfig(categories=("blit", "colour"))])
+@pytest.mark.parametrize(
+    "config",
+    [
+        DiffAugmentConfig(),
+        pytest.param(ADAConfig(categories=("blit", "colour")), marks=pytest.mark.slow),
+    ],
+)
 def test_all_frames_of_a_clip_are_augmented_alike(config):
     augment = make_augmentation(config)
     image = jax.random.uniform(jax.random.key(0), (3, 1, 8, 8, 3), minval=-1.0)
@@ -423,6 +433,7 @@ def stepped(task, mesh_config, steps):
     return found, program, max(leaf.size for leaf in jax.tree.leaves(shapes.params))
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one_and_gather_no_batch():
     task = configured(**SPREAD).make_task()
     expected, _, _ = stepped(task, MeshConfig(data=1), 2)

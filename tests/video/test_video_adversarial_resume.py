@@ -30,6 +30,7 @@ def go(folder, stop=None):
     return run_toy(CONFIG, folder, task=CONFIG.make_task(), stop=stop)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_equals_an_unbroken_one(tmp_path):
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
     assert go(unbroken).outcome is Outcome.FINISHED
