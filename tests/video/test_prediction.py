@@ -258,7 +258,7 @@ def test_samples_are_strips_of_the_same_clips():
         ({"checkpoint": {"best_metric": "fvd"}}, "checkpoint.best_metric: no figure 'fvd'; one of"),
         (
             {"model": {"patch_size": 5}},
-            "frames of 16 x 16 pixels do not divide into patches of side 5; change model.patch_size",
+            "do not divide into patches of side 5; change model.patch_size, or data.source.size",
         ),
         (
             {"objective": {"ssim": 1.0}, "data": {"source": {"kind": "moving_digits", "size": 8}}},
