@@ -59,7 +59,7 @@ def alone():
 MESHES = [
     pytest.param(MeshConfig(data=8), id="data"),
     pytest.param(MeshConfig(data=1, fsdp=8), id="fsdp", marks=pytest.mark.slow),
-    pytest.param(MeshConfig(data=4, fsdp=2), id="both"),
+    pytest.param(MeshConfig(data=4, fsdp=2), id="both", marks=pytest.mark.slow),
 ]
 
 

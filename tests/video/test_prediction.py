@@ -15,7 +15,7 @@ from genjax.errors import UserError
 from genjax.task import Shard
 from tests.video.small_predictions import CONDITIONINGS, MODELS, configured, task_of
 
-QUICK = {("convlstm", "predict"), ("convlstm", "inpaint"), ("predrnn", "interpolate")}
+QUICK = {("convlstm", "predict"), ("convlstm", "interpolate"), ("convlstm", "inpaint")}
 EVERYTHING = [
     pytest.param(*names, marks=[] if names in QUICK else pytest.mark.slow)
     for names in itertools.product(MODELS, CONDITIONINGS)

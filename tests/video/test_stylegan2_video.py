@@ -62,6 +62,7 @@ def test_noise_of_a_frame_changes_it_and_those_after():
     assert change[:, 3].min() > 1e-3
 
 
+@pytest.mark.slow
 def test_at_its_start_the_synthesis_has_the_scale_of_images():
     config = StyleGAN2VideoConfig(channel_base=256, style_size=32, content_size=16)
     generator = config.make((4, 8, 8, 3), 0, False).generator
