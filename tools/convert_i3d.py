@@ -25,7 +25,7 @@ from typing import Any, cast
 import numpy as np
 
 from genjax.errors import UserError
-from genjax.image.lpips import SOURCES, check_shapes
+from genjax.image.weight_files import SOURCES, check_shapes
 from genjax.video.i3d import parameter_shapes
 
 _EPSILON = 1e-3
@@ -242,7 +242,7 @@ def sha256_of(path: Path) -> str:
 
 
 def write_weights(path: Path, arrays: Mapping[str, np.ndarray], sources: Sequence[Path]) -> None:
-    """Write parameters for `genjax.image.lpips.read_weights`, and what they were made from.
+    """Write parameters for `genjax.image.weight_files.read_weights`, and what they were made from.
 
     Raises:
         UserError: the name does not end in .npz, or the file cannot be written.

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from genjax.errors import UserError
-from genjax.image.lpips import check_shapes, parameter_shapes
+from genjax.image.lpips import parameter_shapes
+from genjax.image.weight_files import check_shapes
 from tools.convert_i3d import read_arrays, write_weights
 
 _ADVICE = (

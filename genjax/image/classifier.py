@@ -7,25 +7,20 @@ on MNIST and 91.3% on Fashion-MNIST, for about a minute of CPU time each (seed 0
 Letters: B batch, H height, W width, C channels, K classes, N images.
 """
 
-import contextlib
 import dataclasses
-import json
-import os
-import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Integer, Num, UInt8
 
-from genjax.errors import UserError
+from genjax.image.weight_files import load_trained, save_trained, shapes_of
 from genjax.nn.convolution import Conv
 
 Tree = Any
@@ -191,27 +186,12 @@ def save_classifier(path: Path, classifier: TrainedClassifier) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    arrays = cast(dict[str, Any], flatten_dict(classifier.params, sep="/"))
     about = {
         field.name: getattr(classifier, field.name)
         for field in dataclasses.fields(classifier)
         if field.name != "params"
     }
-    content = {name: np.asarray(array) for name, array in arrays.items()}
-    content["about"] = np.array(json.dumps(about))
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            np.savez(file, **cast(Any, content))
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise UserError(
-            f"{path}: the classifier cannot be written ({error.strerror or error}); "
-            "make room, or choose another place"
-        ) from error
+    save_trained(path, classifier.params, about, "classifier")
 
 
 def load_classifier(path: Path) -> TrainedClassifier:
@@ -220,27 +200,17 @@ def load_classifier(path: Path) -> TrainedClassifier:
     Raises:
         UserError: the file is missing or is not such a file.
     """
-    try:
-        with np.load(path) as file:
-            content = {name: file[name] for name in file.files}
-        about = json.loads(str(content.pop("about")))
+
+    def make(params: Tree, about: dict[str, Any]) -> TrainedClassifier:
         about["image_shape"] = tuple(about["image_shape"])
-        arrays = {name: jnp.asarray(array) for name, array in content.items()}
-        classifier = TrainedClassifier(params=unflatten_dict(arrays, sep="/"), **about)
+        classifier = TrainedClassifier(params=params, **about)
         image = jax.ShapeDtypeStruct((1, *classifier.image_shape), jnp.float32)
-        shapes = jax.eval_shape(classifier.module.init, jax.random.key(0), image)["params"]
-        expected = jax.tree.map(lambda leaf: leaf.shape, shapes)
-        if jax.tree.map(jnp.shape, classifier.params) != expected:
+        expected = jax.eval_shape(classifier.module.init, jax.random.key(0), image)["params"]
+        if shapes_of(params) != shapes_of(expected):
             raise ValueError("its arrays have other shapes")
-    except OSError as error:
-        raise UserError(
-            f"{path}: the classifier cannot be read ({error.strerror or error})"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} is not a classifier of this version ({error}); remove it to train a new one"
-        ) from error
-    return classifier
+        return classifier
+
+    return load_trained(path, make, "classifier")
 
 
 def _scaled(images: Num[Array, "B H W C"]) -> Float[Array, "B H W C"]:

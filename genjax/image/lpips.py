@@ -1,8 +1,7 @@
 """LPIPS: the distance between two images in the features of AlexNet, weighted by what people see.
 
 There are no weights here: `python -m tools.convert_lpips` makes a file of them from AlexNet's and
-the linear heads' usual PyTorch files. The reading of such files is here too (`read_weights`), for
-every network whose weights a user supplies.
+the linear heads' usual PyTorch files.
 
 Letters: B batch, H height, W width, C channels, F features.
 
@@ -11,25 +10,16 @@ the features are those of Krizhevsky 2014, "One weird trick for parallelizing co
 networks".
 """
 
-import dataclasses
-import json
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 from jaxtyping import Array, Float
 
 from genjax.errors import UserError
-
-Tree = Any
-"""A pytree of arrays."""
+from genjax.image.weight_files import Weights, read_weights, shapes_of
 
 SMALLEST = 31
 """Height and width below which AlexNet's last pooling has no place left."""
@@ -147,92 +137,10 @@ def parameter_shapes() -> dict[str, tuple[int, ...]]:
 ADVICE = "make it with `python -m tools.convert_lpips`"
 
 
-def load_lpips(path: Path) -> "Weights":
+def load_lpips(path: Path) -> Weights:
     """Parameters of `Lpips` from a file of `tools.convert_lpips`.
 
     Raises:
         UserError: the file is missing, is not such a file, or its arrays do not fit.
     """
     return read_weights(path, parameter_shapes(), "LPIPS", ADVICE)
-
-
-# ---- files of weights that the user supplies --------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Weights:
-    """Parameters that came from somewhere else.
-
-    Attributes:
-        params: of the network, float32.
-        sha256: in hex, of the file that they were converted from; of several files, joined by "+".
-    """
-
-    params: Tree
-    sha256: str
-
-
-SOURCES = "sources"
-"""The array of a file of weights that is none: JSON of [name, sha256] of each original file."""
-
-
-def shapes_of(params: Tree) -> dict[str, tuple[int, ...]]:
-    """Shapes of a nested dict of arrays by "/"-joined path."""
-    flat = cast(dict[str, Any], flatten_dict(params, sep="/"))
-    return {path: leaf.shape for path, leaf in flat.items()}
-
-
-def check_shapes(
-    arrays: Mapping[str, np.ndarray],
-    shapes: Mapping[str, tuple[int, ...]],
-    where: str,
-    advice: str,
-) -> None:
-    """Check that arrays by path are all of a network's parameters, with their shapes.
-
-    Raises:
-        UserError: some are missing, left over or of another shape; names the first.
-    """
-    for wrong, what in (
-        (sorted(shapes.keys() - arrays.keys()), "missing"),
-        (sorted(arrays.keys() - shapes.keys()), "not known"),
-    ):
-        if wrong:
-            raise UserError(f"{where}: {len(wrong)} arrays are {what}, first {wrong[0]}; {advice}")
-    for name, shape in shapes.items():
-        if arrays[name].shape != shape:
-            raise UserError(
-                f"{where}: {name} has shape {arrays[name].shape} in place of {shape}; {advice}"
-            )
-
-
-def read_weights(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], network: str, advice: str
-) -> Weights:
-    """Read a file of converted weights.
-
-    Args:
-        path: an .npz file: arrays by "/"-joined path, and `SOURCES`.
-        shapes: of all of them.
-        network: what errors call it.
-        advice: how to make such a file.
-
-    Raises:
-        UserError: the file is missing, is not such a file, or its arrays do not fit.
-    """
-    try:
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in file.files}
-        sources = json.loads(str(arrays.pop(SOURCES, "[]")))
-        digests = [str(digest) for _, digest in sources]
-    except OSError as error:
-        raise UserError(
-            f"{path}: no {network} weights there ({error.strerror or error}); {advice}"
-        ) from error
-    except (ValueError, zipfile.BadZipFile, AttributeError, TypeError, EOFError) as error:
-        raise UserError(f"{path} is not a file of {network} weights; {advice}") from error
-    check_shapes(arrays, shapes, f"{path}", advice)
-    if not digests:
-        raise UserError(f"{path}: it does not say what it was converted from; {advice}")
-    params = {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
-    return Weights(unflatten_dict(params, sep="/"), "+".join(digests))

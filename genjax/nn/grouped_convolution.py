@@ -3,7 +3,6 @@
 Letters: B batch, H height, W width, C input channels, F output channels, N groups.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -14,6 +13,7 @@ from jaxtyping import Array, Float
 
 from genjax.errors import UserError
 from genjax.nn.convolution import PaddingMode
+from genjax.nn.split_by_hand import splits_batch
 from genjax.parallel.mesh import BATCH_AXES
 
 
@@ -68,11 +68,7 @@ def grouped_conv2d(
 def _each_device_its_examples(
     function: Callable[[Array, Array], Array], inputs: Array, kernel: Array
 ) -> Array:
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
-        return function(inputs, kernel)
-    if inputs.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
-        # Too few examples to split, as when a handful of samples is drawn.
+    if not splits_batch(inputs.shape[0]):
         return function(inputs, kernel)
     specs = (P(BATCH_AXES), P())
     return jax.shard_map(function, in_specs=specs, out_specs=specs[0])(inputs, kernel)

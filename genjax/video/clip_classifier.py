@@ -12,28 +12,21 @@ matrix products.
 Letters: B batch, T time, H height, W width, C channels, K classes, F features.
 """
 
-import contextlib
 import dataclasses
-import json
-import os
-import zipfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Num, UInt8
 
 from genjax.data.clip_batches import EvaluationClips, training_batches
 from genjax.data.clip_source import LABELS, ClipSource
-from genjax.errors import UserError
-from genjax.image.lpips import shapes_of
+from genjax.image.weight_files import load_trained, save_trained, shapes_of
 from genjax.nn.convolution import Conv
 from genjax.nn.dense import Dense
 
@@ -220,22 +213,7 @@ def save_clip_classifier(path: Path, classifier: TrainedClipClassifier) -> None:
         for field in dataclasses.fields(classifier)
         if field.name != "params"
     }
-    arrays = cast(dict[str, Any], flatten_dict(classifier.params, sep="/"))
-    content = {name: np.asarray(array) for name, array in arrays.items()}
-    content["about"] = np.array(json.dumps(about))
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            np.savez(file, **cast(Any, content))
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise UserError(
-            f"{path}: the clip classifier cannot be written ({error.strerror or error}); "
-            "make room, or choose another place"
-        ) from error
+    save_trained(path, classifier.params, about, "clip classifier")
 
 
 def load_clip_classifier(path: Path) -> TrainedClipClassifier:
@@ -244,27 +222,17 @@ def load_clip_classifier(path: Path) -> TrainedClipClassifier:
     Raises:
         UserError: the file is missing or is not such a file.
     """
-    try:
-        with np.load(path) as file:
-            content = {name: file[name] for name in file.files}
-        about = json.loads(str(content.pop("about")))
+
+    def make(params: Tree, about: dict[str, Any]) -> TrainedClipClassifier:
         about["clip_shape"] = tuple(about["clip_shape"])
-        params = unflatten_dict({k: jnp.asarray(v) for k, v in content.items()}, sep="/")
         classifier = TrainedClipClassifier(params=params, **about)
         clip = jax.ShapeDtypeStruct((1, *classifier.clip_shape), jnp.float32)
         expected = jax.eval_shape(classifier.module.init, jax.random.key(0), clip)["params"]
         if shapes_of(params) != shapes_of(expected):
             raise ValueError("its arrays have other shapes")
-    except OSError as error:
-        raise UserError(
-            f"{path}: the clip classifier cannot be read ({error.strerror or error})"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} is not a clip classifier of this version ({error}); "
-            "remove it to train a new one"
-        ) from error
-    return classifier
+        return classifier
+
+    return load_trained(path, make, "clip classifier")
 
 
 def _scaled(clips: Num[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:

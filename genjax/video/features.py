@@ -18,8 +18,8 @@ from jaxtyping import Array, Float, UInt8
 
 from genjax.data.clip_source import ClipSource
 from genjax.errors import UserError
-from genjax.image.lpips import Weights
 from genjax.image.metrics.features import Extractor, Features, levels
+from genjax.image.weight_files import Weights
 from genjax.video.clip_classifier import (
     TrainedClipClassifier,
     load_clip_classifier,

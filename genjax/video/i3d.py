@@ -24,7 +24,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from genjax.image.inception_v3 import resize_tensorflow1
-from genjax.image.lpips import Weights, read_weights, shapes_of
+from genjax.image.weight_files import Weights, read_weights, shapes_of
 
 CLASSES = 400
 """Classes of Kinetics-400."""

@@ -33,6 +33,7 @@ class PredictionView:
         self.conditioning = conditioning
         self.channels = channels
         self._predict = jax.jit(self.predict, static_argnames="future")
+        self._fill = jax.jit(lambda variables, clips: self.complete(variables, clips, None))
 
     def network(self, known: Known) -> nn.Module:
         """The network for clips of which other frames are known than in training."""
@@ -127,7 +128,6 @@ class PredictionView:
         assert isinstance(shape, Interpolate)
         if len(frames) < 2:
             raise UserError("input: one frame has nothing to fill in between; give two or more")
-        complete = jax.jit(lambda variables, clip: self.complete(variables, clip, None))
         start, end = shape.before, shape.before + shape.between
         parts = []
         for place in range(len(frames) - 1):
@@ -135,5 +135,5 @@ class PredictionView:
             after = jnp.arange(place + 1, place + 1 + shape.after).clip(None, len(frames) - 1)
             gap = jnp.zeros((shape.between, *frames.shape[1:]), frames.dtype)
             clip = jnp.concatenate([frames[before], gap, frames[after]])
-            parts += [frames[place : place + 1], complete(variables, clip[None])[0, start:end]]
+            parts += [frames[place : place + 1], self._fill(variables, clip[None])[0, start:end]]
         return jnp.concatenate([*parts, frames[-1:]])

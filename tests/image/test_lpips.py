@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from genjax.errors import UserError
-from genjax.image.lpips import Lpips, load_lpips, parameter_shapes, read_weights
+from genjax.image.lpips import Lpips, load_lpips, parameter_shapes
+from genjax.image.weight_files import read_weights
 from tools import convert_i3d, convert_lpips
 
 CONVOLUTIONS = ((0, 3, 64, 11), (3, 64, 192, 5), (6, 192, 384, 3), (8, 384, 256, 3))

@@ -11,9 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from genjax.errors import UserError
 from genjax.image.features import extract
-from genjax.image.lpips import Weights
 from genjax.image.metrics.features import Extractor
 from genjax.image.metrics.frechet import frechet_distance
+from genjax.image.weight_files import Weights
 from genjax.video import features as features_module
 from genjax.video.clip_classifier import load_clip_classifier
 from genjax.video.features import (

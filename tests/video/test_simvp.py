@@ -8,15 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from genjax.errors import UserError
 from genjax.flops import count_flops
-from genjax.parallel.mesh import BATCH_AXES, MeshConfig, make_mesh
-from genjax.video import simvp_layers
 from genjax.video.simvp import SimVP
-from genjax.video.simvp_layers import StochasticDepth, depthwise_conv2d
+from genjax.video.simvp_layers import StochasticDepth
 from tests.image.gan_reference import randomized, relative_error
 from tests.video import simvp_reference
 
@@ -38,75 +34,6 @@ def data(known, height=4, width=6, channels=1, batch=2):
     rng = np.random.default_rng(1)
     clips = rng.random((batch, len(known), height, width, channels))
     return clips, (rng.random((batch, len(known), height, width, 1)) > 0.4).astype(np.float64)
-
-
-# ---- depthwise convolution --------------------------------------------------------------------
-
-
-@pytest.fixture(params=["cpu", "default"])
-def platform(request, monkeypatch):
-    """Each platform's form, whatever runs the tests."""
-
-    def choose(*arguments, **branches):
-        return branches[request.param](*arguments)
-
-    monkeypatch.setattr(simvp_layers.lax, "platform_dependent", choose)
-    return request.param
-
-
-@pytest.mark.parametrize(("size", "dilation"), [((3, 5), 1), ((7, 7), 3)])
-def test_depthwise_convolution_and_its_gradients_equal_the_reference(platform, size, dilation):
-    """It is linear in images and in kernel: each gradient times a direction is known exactly."""
-    rng = np.random.default_rng(0)
-    inputs, other = rng.normal(size=(2, 2, 5, 7, 3))
-    kernel, tilted = rng.normal(size=(2, *size, 3))
-    weights = rng.normal(size=inputs.shape)
-
-    def reference(inputs, kernel):
-        # The reference's kernels are square.
-        side = max(size)
-        borders = [((side - length) // 2,) * 2 for length in size]
-        square = np.pad(kernel, [*borders, (0, 0)])
-        return simvp_reference.depthwise(inputs, square, dilation=dilation)
-
-    def total(inputs, kernel):
-        outputs = depthwise_conv2d(inputs, kernel, dilation=dilation)
-        return (outputs * weights).sum(), outputs
-
-    with jax.enable_x64(True):
-        differentiate = jax.jit(jax.grad(total, (0, 1), has_aux=True))
-        gradients, outputs = differentiate(inputs, kernel)
-    assert relative_error(outputs, reference(inputs, kernel)) < 1e-12
-    slopes = [
-        (np.asarray(gradient) * direction).sum()
-        for gradient, direction in zip(gradients, (other, tilted), strict=True)
-    ]
-    expected = [(weights * reference(*pair)).sum() for pair in ((other, kernel), (inputs, tilted))]
-    np.testing.assert_allclose(slopes, expected, rtol=1e-12)
-
-
-@pytest.mark.fast
-def test_depthwise_convolution_adds_up_in_float32():
-    ones = jnp.full((1, 7, 7, 1), 1.0078125, jnp.bfloat16)
-    outputs = np.asarray(jax.jit(depthwise_conv2d)(ones, jnp.ones((7, 7, 1))))
-    assert outputs[0, 3, 3, 0] == jnp.bfloat16(49 * 1.0078125)
-
-
-def test_depthwise_convolution_gathers_no_batch_from_eight_devices(platform):
-    rng = np.random.default_rng(0)
-    inputs = jnp.asarray(rng.normal(size=(16, 4, 4, 2)), jnp.float32)
-    kernel = jnp.asarray(rng.normal(size=(3, 3, 2)), jnp.float32)
-    function = jax.grad(lambda x, k: jnp.tanh(depthwise_conv2d(x, k)).sum(), (0, 1))
-    expected = jax.jit(function)(inputs, kernel)
-    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2))
-    split = jax.device_put(inputs, NamedSharding(mesh, P(BATCH_AXES)))
-    whole = jax.device_put(kernel, NamedSharding(mesh, P()))
-    with jax.set_mesh(mesh):
-        compiled = jax.jit(function).lower(split, whole).compile()
-        actual = compiled(split, whole)
-    assert "all-gather" not in compiled.as_text()
-    for one, other in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 # ---- the model --------------------------------------------------------------------------------
@@ -301,9 +228,3 @@ def test_what_does_not_fit_is_named(settings, shape, masked, message):
     mask = jnp.ones((*shape[:4], 1)) if masked else None
     with pytest.raises(UserError, match=message):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape), mask)
-
-
-@pytest.mark.fast
-def test_even_depthwise_kernels_are_refused():
-    with pytest.raises(UserError, match=r"kernel sizes \(2, 3\) .* must be odd"):
-        depthwise_conv2d(jnp.zeros((1, 4, 4, 1)), jnp.zeros((2, 3, 1)))
