@@ -5,20 +5,19 @@ import dataclasses
 import enum
 import time
 import zlib
-from collections.abc import Callable, Hashable
-from functools import partial
 from typing import Any
 
 import jax
 
 from genjax.parallel.mesh import make_mesh
-from genjax.parallel.partition import state_shardings, unsharded_share
+from genjax.parallel.partition import unsharded_share
 from genjax.run_config import RunConfig
-from genjax.task import Evaluation, Shard, Task, TrainState
+from genjax.task import Evaluation, Shard, Task
 from train.checkpoint import Checkpoints, SaveError
 from train.clock import Clock
 from train.evaluate import Evaluator, Interrupted
 from train.guard import DivergenceGuard, FigureGuard
+from train.program import Program
 from train.progress import Progress
 from train.run_directory import RunDirectory
 from train.signals import StopRequest
@@ -73,13 +72,13 @@ def train(
     with jax.set_mesh(mesh), contextlib.ExitStack() as opened:
         # ---- state: from a checkpoint, or new -------------------------------------------------
         key = jax.random.key(config.seed)
-        shapes = jax.eval_shape(task.init, key)
-        shardings = state_shardings(shapes, task.partition_rules, mesh)
+        program = Program(task, mesh, config.seed)
+        shapes, shardings = program.shapes, program.shardings
         checkpoints = Checkpoints(run.checkpoints, config.checkpoint, tell=progress.tell)
         opened.callback(checkpoints.close)
         restored = checkpoints.restore(shapes, shardings)
         if restored is None:
-            state = jax.jit(task.init, out_shardings=shardings)(key)
+            state = program.init()(key)
             step, position = 0, None
         else:
             state, step, position = restored.state, restored.step, restored.position
@@ -227,22 +226,15 @@ def train(
             return Result(Outcome.FINISHED, step, figures, f"all {step} steps are done")
 
         # ---- the loop: its order makes a resumed run equal to an unbroken one -------------
-        compiled: dict[Hashable, Callable[..., tuple[TrainState, dict[str, Any]]]] = {}
         pending: tuple[int, dict[str, Any]] | None = None
         owing = False
         progress.start(step, config.steps)
         while step < config.steps:
             batch = next(batches)
             variant = task.variant(step)
-            first_call = variant not in compiled
+            first_call = not program.compiled_before(variant)
             began = time.perf_counter()
-            if first_call:
-                compiled[variant] = jax.jit(
-                    partial(task.train_step, variant=variant),
-                    donate_argnums=0,
-                    out_shardings=(shardings, None),
-                )
-            state, metrics = compiled[variant](state, batch)
+            state, metrics = program.step(variant)(state, batch)
             step += 1
             if first_call:
                 jax.block_until_ready(state)

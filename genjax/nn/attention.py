@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from genjax.errors import UserError
 from genjax.nn.attention_xla import xla_attention
+from genjax.nn.target import target_platform
 from genjax.parallel.mesh import BATCH_AXES
 
 Implementation = Literal["auto", "xla", "cudnn", "splash"]
@@ -150,7 +151,7 @@ def attention(
                 key,
                 causal=causal,
                 packed=segment_ids is not None,
-                backend=jax.default_backend(),
+                backend=target_platform(),
             )
             if offset is None
             else "xla"

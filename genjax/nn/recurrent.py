@@ -41,6 +41,7 @@ from genjax.nn.recurrent_loop import (
     state_dtype_of,
     states_before,
 )
+from genjax.nn.target import target_platform
 
 Implementation = Literal["scan", "cudnn"]
 
@@ -171,7 +172,7 @@ def lstm(
     """
     dtype = jnp.dtype(x.dtype if compute_dtype is None else compute_dtype)
     obstacle = None
-    if jax.default_backend() != "gpu":
+    if target_platform() != "gpu":
         obstacle = "it needs a GPU"
     elif dtype != jnp.float32:
         obstacle = f"it computes in float32, not {dtype.name}"

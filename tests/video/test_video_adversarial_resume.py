@@ -1,6 +1,7 @@
 """A video GAN's run, stopped in the middle of its intervals and resumed, equals an unbroken one."""
 
 import numpy as np
+import pytest
 
 from tests.train.running import StopAt, arrays, lines, run_toy
 from tests.video.small_video_gans import configured

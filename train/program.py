@@ -1,0 +1,81 @@
+"""The compiled programs of a run: what trains, and what a dry run or rehearsal looks at."""
+
+import functools
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from genjax.parallel.mesh import batch_size_fits
+from genjax.parallel.partition import batch_sharding, state_shardings
+from genjax.task import Batch, Task, TrainState
+
+
+class Program:
+    """A task's jitted functions on a mesh, each compiled when it is first called.
+
+    The mesh may lie on devices that this machine does not have: then the functions can be lowered
+    and compiled (`step(variant).lower(..)`), under `jax.set_mesh(mesh)`, but not called.
+
+    Attributes:
+        task: the task.
+        mesh: the devices.
+        shapes: the train state's shapes.
+        shardings: where each array of it lies.
+    """
+
+    def __init__(self, task: Task, mesh: Mesh, seed: int = 0) -> None:
+        """Find shapes and shardings; nothing is compiled or allocated."""
+        self.task = task
+        self.mesh = mesh
+        self.shapes: TrainState = jax.eval_shape(lambda: task.init(jax.random.key(seed)))
+        self.shardings: TrainState = state_shardings(self.shapes, task.partition_rules, mesh)
+        self._steps: dict[Hashable, Callable[..., tuple[TrainState, dict[str, Any]]]] = {}
+
+    def init(self) -> Any:
+        """The jitted `Task.init`, from a random key to the sharded state."""
+        return jax.jit(self.task.init, out_shardings=self.shardings)
+
+    def step(self, variant: Hashable = None) -> Any:
+        """The jitted `Task.train_step` of a variant: (state, batch) to (state, metrics).
+
+        The state's buffers are donated.
+        """
+        if variant not in self._steps:
+            self._steps[variant] = jax.jit(
+                functools.partial(self.task.train_step, variant=variant),
+                donate_argnums=0,
+                out_shardings=(self.shardings, None),
+            )
+        return self._steps[variant]
+
+    def compiled_before(self, variant: Hashable) -> bool:
+        """Whether `step(variant)` was asked for already."""
+        return variant in self._steps
+
+    def abstract_state(self) -> TrainState:
+        """The state's shapes with their shardings, to lower `step` with."""
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            self.shapes,
+            self.shardings,
+        )
+
+    def abstract_batch(self, batch: Mapping[str, Any]) -> Batch:
+        """The shapes of a global batch with their shardings, to lower `step` with.
+
+        Args:
+            batch: arrays, or anything with `shape` and `dtype`, of the global batch.
+
+        Raises:
+            UserError: the mesh does not divide the batch.
+        """
+        for array in batch.values():
+            batch_size_fits(array.shape[0], self.mesh)
+        return {
+            name: jax.ShapeDtypeStruct(
+                array.shape, array.dtype, sharding=batch_sharding(self.mesh, array.shape)
+            )
+            for name, array in batch.items()
+        }
