@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from genjax.config import Config
 from genjax.errors import UserError
@@ -23,12 +23,20 @@ class MeshConfig(Config):
 
     data: int = Field(default=-1, ge=-1)
     """Copies of the model, each with its part of the batch; -1 takes all devices left."""
-    fsdp: int = Field(default=1, ge=1)
-    """Ways to split parameters, optimizer state and batch (fully sharded data parallelism)."""
+    fsdp: int = Field(default=1, ge=-1)
+    """Ways to split parameters, optimizer state and batch (fully sharded data parallelism); -1
+    takes all devices left."""
     tensor: int = Field(default=1, ge=1)
     """Ways to split each layer's matrices."""
     sequence: int = Field(default=1, ge=1)
     """Ways to split the time axis of a batch."""
+
+    @field_validator("data", "fsdp")
+    @classmethod
+    def _is_a_size(cls, size: int) -> int:
+        if size == 0:
+            raise ValueError("0: give -1 (all devices left) or at least 1")
+        return size
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -45,18 +53,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         UserError: the sizes do not fit the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    fixed = config.fsdp * config.tensor * config.sequence
-    data = config.data
-    if data == 0:
-        raise UserError("mesh.data: must be -1 (all devices left) or at least 1, not 0")
-    if data == -1:
-        if len(devices) % fixed:
-            raise UserError(
-                f"mesh: fsdp x tensor x sequence = {fixed} does not divide the {len(devices)} "
-                "devices here; change one of them"
-            )
-        data = len(devices) // fixed
-    sizes = (data, config.fsdp, config.tensor, config.sequence)
+    sizes = _sizes(config, len(devices))
     if math.prod(sizes) > len(devices):
         raise UserError(
             f"mesh: {' x '.join(map(str, sizes))} = {math.prod(sizes)} devices are asked for and "
@@ -65,6 +62,26 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh(
         sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[: math.prod(sizes)]
     )
+
+
+def _sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
+    """The sizes of the axes, with the one that is left open filled in."""
+    sizes = {name: getattr(config, name) for name in AXES}
+    left_open = [name for name, size in sizes.items() if size == -1]
+    if len(left_open) > 1:
+        raise UserError(
+            f"mesh: {' and '.join(left_open)} are both -1 (all devices left); give a number for one"
+        )
+    for name in left_open:
+        others = [other for other in AXES if other != name]
+        fixed = math.prod(sizes[other] for other in others)
+        if devices % fixed:
+            raise UserError(
+                f"mesh: {' x '.join(others)} = {fixed} does not divide the {devices} "
+                "devices here; change one of them"
+            )
+        sizes[name] = devices // fixed
+    return tuple(sizes.values())
 
 
 def batch_size_fits(batch_size: int, mesh: Mesh) -> None:

@@ -39,7 +39,8 @@ def test_a_mesh_of_given_devices_uses_no_others():
         ({"fsdp": 3}, ["mesh", "fsdp x tensor x sequence = 3", "8 devices"]),
         ({"fsdp": 4, "tensor": 4}, ["mesh", "= 16", "8 devices"]),
         ({"data": 4, "fsdp": 4}, ["mesh", "4 x 4 x 1 x 1 = 16 devices", "8 are here"]),
-        ({"data": 0}, ["mesh.data", "-1", "not 0"]),
+        ({"data": -1, "fsdp": -1}, ["mesh: data and fsdp are both -1", "a number for one"]),
+        ({"data": 3, "fsdp": -1}, ["mesh", "data x tensor x sequence = 3", "8 devices"]),
     ],
 )
 def test_sizes_that_do_not_fit_the_devices_are_refused(sizes, words):
@@ -51,11 +52,17 @@ def test_sizes_that_do_not_fit_the_devices_are_refused(sizes, words):
 
 @pytest.mark.fast
 @pytest.mark.parametrize(
-    ("axis", "size"), [("data", -2), ("fsdp", 0), ("tensor", -1), ("sequence", 0)]
+    ("axis", "size"),
+    [("data", -2), ("data", 0), ("fsdp", 0), ("fsdp", -2), ("tensor", -1), ("sequence", 0)],
 )
 def test_nonsense_is_refused_by_the_field(axis, size):
     with pytest.raises(UserError, match=f"  {axis}: "):
         check({axis: size}, MeshConfig)
+
+
+@pytest.mark.fast
+def test_fsdp_may_take_all_devices_left():
+    assert make_mesh(MeshConfig(data=1, fsdp=-1, tensor=2)).shape["fsdp"] == 4
 
 
 @pytest.mark.fast
