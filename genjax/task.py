@@ -159,6 +159,11 @@ class Task(abc.ABC):
     partition_rules: PartitionRules = ()
     """How the arrays of the train state shard; what no rule names falls back to FSDP."""
 
+    sequence_dimensions: Mapping[str, int] | None = None
+    """Which dimension of a batch's arrays the mesh's `sequence` axis splits, by the arrays' names;
+    those without a name here are not split. None splits the second dimension of all: time, or the
+    height of images."""
+
     @abc.abstractmethod
     def init(self, key: Key[Array, ""]) -> TrainState:
         """The state before the first step; `jax.eval_shape(task.init, key)` costs nothing."""

@@ -1,14 +1,20 @@
 """The compiled programs of a run: what trains, and what a dry run or rehearsal looks at."""
 
 import functools
+import re
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from genjax.parallel.mesh import batch_size_fits
-from genjax.parallel.partition import batch_sharding, state_shardings
+from genjax.parallel.partition import (
+    batch_sharding,
+    sequence_dimension_of,
+    state_shardings,
+)
 from genjax.task import Batch, Task, TrainState
 
 
@@ -43,10 +49,16 @@ class Program:
         The state's buffers are donated.
         """
         if variant not in self._steps:
+            step = functools.partial(self.task.train_step, variant=variant)
+            if variant is not None:
+                # So that a profile tells the variants apart: it goes by names of programs.
+                name = re.sub(r"\W+", "_", f"train_step_{variant}")
+                step.__name__ = name  # pyright: ignore[reportAttributeAccessIssue]
             self._steps[variant] = jax.jit(
-                functools.partial(self.task.train_step, variant=variant),
+                step,
                 donate_argnums=0,
-                out_shardings=(self.shardings, None),
+                # Every process reads the metrics.
+                out_shardings=(self.shardings, NamedSharding(self.mesh, P())),
             )
         return self._steps[variant]
 
@@ -75,7 +87,11 @@ class Program:
             batch_size_fits(array.shape[0], self.mesh)
         return {
             name: jax.ShapeDtypeStruct(
-                array.shape, array.dtype, sharding=batch_sharding(self.mesh, array.shape)
+                array.shape, array.dtype, sharding=self._batch_sharding(name, array.shape)
             )
             for name, array in batch.items()
         }
+
+    def _batch_sharding(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
+        dimension = sequence_dimension_of(self.task.sequence_dimensions, name)
+        return batch_sharding(self.mesh, shape, dimension)

@@ -90,19 +90,25 @@ def make_step(
 class Adversarial(Task):
     """A generator and a discriminator, trained against each other."""
 
-    def __init__(self, config: AdversarialConfig, assets: Path | None = None) -> None:
+    def __init__(
+        self,
+        config: AdversarialConfig,
+        assets: Path | None = None,
+        source: ImageSource | None = None,
+    ) -> None:
         """Make the networks of a config for the images of its source.
 
         Args:
             config: the run's config.
             assets: what an existing run saved; None for a new run.
+            source: the images; those of the config by default.
 
         Raises:
             UserError: the images are missing or do not fit the networks.
         """
         self.config = config
         self._assets = assets
-        self.source: ImageSource = open_images(config.data.source)
+        self.source: ImageSource = source or open_images(config.data.source)
         shape, classes = self.source.image_shape, self.source.num_classes
         try:
             networks = config.model.make(shape, classes)

@@ -157,6 +157,19 @@ class AdversarialConfig(GameConfig):
 
         return Adversarial(self, assets)
 
+    def rehearsal_task(self) -> Task:
+        """The same without its images; see `stand_in_images` for what is assumed of them."""
+        from genjax.data.stand_in_images import stand_in_images
+        from genjax.image.adversarial import Adversarial
+
+        evaluation = self.evaluation.model_copy(
+            update={"metrics": ("frechet",), "features": PixelFeatures()}
+        )
+        config = self.model_copy(
+            update={"evaluation": evaluation, "checkpoint": self.checkpoint.without_best()}
+        )
+        return Adversarial(config, source=stand_in_images(self.data.source))
+
     def generation_schema(self) -> type[Config]:
         """Images, mixing grids, interpolations."""
         return ImageGenerationConfig

@@ -20,6 +20,7 @@ from genjax.image.generator_view import GeneratorView, latents_by_number, to_uin
 from genjax.image.metrics.features import Extractor, Features
 from genjax.image.metrics.modes import mode_coverage_floor
 from genjax.image.metrics.path_length import lerp, path_distances, slerp
+from genjax.nn.layout import gathered
 from genjax.task import Batch, Evaluation, Shard, Tree
 
 JUDGE = "feature_extractor"
@@ -111,7 +112,8 @@ class AdversarialEvaluation:
         if self._figures.needs_paths:
             other = latents_by_number(jax.random.fold_in(self._key, 1), batch["index"], size)
             result["distances"] = self._path_distances(variables, judge, latents, other, batch)
-        return result
+        # Whole everywhere, so that each of several processes can fetch all rows.
+        return gathered(result)
 
     def _path_distances(
         self, variables: Tree, judge: Tree, start: Array, end: Array, batch: Batch

@@ -21,6 +21,7 @@ from genjax.image.regularizers import (
     one_centered_penalty,
     zero_centered_penalty,
 )
+from genjax.nn.layout import gathered
 from genjax.task import Tree
 
 Examples = Float[Array, "B ..."]
@@ -167,7 +168,7 @@ class JudgeObjective:
     ) -> tuple[Float[Array, "N"] | Float[Array, "N P"], Tree]:
         """Logits of augmented inputs, and the moved statistics."""
         logits, updates = self.network.apply(
-            {"params": params, "statistics": statistics},
+            {"params": gathered(params), "statistics": statistics},
             self._augment(inputs, key, probability),
             labels,
             train=True,

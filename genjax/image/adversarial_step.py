@@ -31,6 +31,7 @@ from genjax.image.augmentation import ADAConfig
 from genjax.image.game_config import GameConfig
 from genjax.image.losses import LOSSES
 from genjax.image.regularizers import path_length_penalty, path_lengths
+from genjax.nn.layout import gathered
 from genjax.parallel.partition import split_like_batch
 from genjax.task import Batch, TrainState, Tree
 
@@ -334,7 +335,7 @@ class AdversarialStep:
         latents_key, noise_key, mixing_key = jax.random.split(key, 3)
         latents = _latents(latents_key, len(material.examples), self.latent_size)
         made, updates = self.generator.apply(
-            {"params": params, "statistics": state.carry["statistics"][GENERATOR]},
+            {"params": gathered(params), "statistics": state.carry["statistics"][GENERATOR]},
             latents,
             material.conditions,
             train=True,
@@ -358,7 +359,7 @@ class AdversarialStep:
         statistics = state.carry["statistics"][GENERATOR]
 
         def penalty(params: Tree) -> tuple[Array, tuple[Array, Array]]:
-            variables = {"params": params, "statistics": statistics}
+            variables = {"params": gathered(params), "statistics": statistics}
             styles, _ = self.generator.apply(
                 variables,
                 latents,

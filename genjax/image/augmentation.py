@@ -16,6 +16,7 @@ from genjax.config import Config
 from genjax.image.ada import Category, ada
 from genjax.image.augmentation_pixels import Probability
 from genjax.image.diffaugment import POLICIES, Policy, diffaugment
+from genjax.nn.layout import split_examples, split_images
 
 Augmentation = Callable[[Array, Array, Probability], Array]
 """From images [B, H, W, C] in about [-1, 1], a random key and a probability to such images.
@@ -111,6 +112,21 @@ def _unchanged(images: Array, key: Array, probability: Probability) -> Array:
     return images
 
 
+def _of_whole_images(augment: Augmentation) -> Augmentation:
+    """An augmentation of images that are split over devices by rows, too.
+
+    It moves pixels anywhere in an image, so each device takes some of the images whole, and all
+    rows go back to where they were.
+    """
+
+    def augmented(images: Array, key: Array, probability: Probability) -> Array:
+        # Both layouts on both sides, so that neither spreads into the networks or into here.
+        whole = split_examples(split_images(images))
+        return split_images(split_examples(augment(whole, key, probability)))
+
+    return augmented
+
+
 def make_augmentation(config: AugmentationConfig, circular: bool = False) -> Augmentation:
     """The augmentation of a config; see `ada` and `diffaugment` for what it does.
 
@@ -127,14 +143,15 @@ def make_augmentation(config: AugmentationConfig, circular: bool = False) -> Aug
                 del probability
                 return diffaugment(images, key, policies=config.policies, circular=circular)
 
-            return always
+            return _of_whole_images(always)
         case ADAConfig():
-            return functools.partial(
+            adaptive = functools.partial(
                 ada,
                 categories=config.categories,
                 circular=circular,
                 colour_share=config.colour_share,
             )
+            return _of_whole_images(adaptive)
 
 
 def mirror(images: UInt8[Array, "B H W C"], key: Key[Array, ""]) -> UInt8[Array, "B H W C"]:

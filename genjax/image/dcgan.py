@@ -22,6 +22,7 @@ from genjax.image.labels import one_hot
 from genjax.image.sizes import resolutions
 from genjax.nn.batch_norm import BatchNorm
 from genjax.nn.convolution import Conv, ConvTranspose, PaddingMode
+from genjax.nn.layout import split_images
 
 Conditioning = Literal["projection", "concatenation"]
 """How labels enter the discriminator."""
@@ -74,7 +75,7 @@ class DCGANGenerator(nn.Module):
 
         def activated(hidden: Array, name: str) -> Array:
             norm = BatchNorm(scale_init=_scale_init, dtype=self.dtype, name=name)
-            return nn.relu(norm(hidden, train))
+            return split_images(nn.relu(norm(hidden, train)))
 
         features = widths(count - 1)
         hidden = nn.Dense(
@@ -102,7 +103,8 @@ class DCGANGenerator(nn.Module):
             dtype=self.dtype,
             name="output",
         )(hidden)
-        return jnp.tanh(images.astype(jnp.promote_types(images.dtype, jnp.float32)))
+        images = split_images(images.astype(jnp.promote_types(images.dtype, jnp.float32)))
+        return jnp.tanh(images)
 
 
 class DCGANDiscriminator(nn.Module):
@@ -162,7 +164,7 @@ class DCGANDiscriminator(nn.Module):
             if normalized:
                 norm = BatchNorm(scale_init=_scale_init, dtype=self.dtype, name=f"norm_{level}")
                 hidden = norm(hidden, train)
-            hidden = activation(hidden)
+            hidden = split_images(activation(hidden))
         hidden = hidden.reshape(len(hidden), -1)
         hidden = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
         logits = nn.Dense(1, kernel_init=_KERNEL, name="output")(hidden)[:, 0]

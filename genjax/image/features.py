@@ -2,14 +2,15 @@
 
 import contextlib
 import hashlib
-import os
+import uuid
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Array, Num
 
 from genjax.data.image_source import ImageSource
 from genjax.image.classifier import (
@@ -33,6 +34,9 @@ from genjax.image.metrics.features_config import (
     InceptionFeatures,
     PixelFeatures,
 )
+from genjax.nn.layout import gathered
+from genjax.parallel.partition import split_like_batch
+from genjax.parallel.processes import everywhere
 
 CLASSIFIER = "classifier.npz"
 """The classifier among a run's assets."""
@@ -115,16 +119,20 @@ class FeatureStore:
         return None if self._cache is None else self._cache / f"features-{key[:32]}.npz"
 
     def get(self, name: str) -> Features | None:
-        """The features of a set of images, or None if they are not known yet."""
+        """The features of a set of images, or None if they are not known yet to every process."""
+        if name not in self._known:
+            self._read(name)
+        # Those that do not know them compute them together with all others.
+        return self._known.get(name) if everywhere(name in self._known) else None
+
+    def _read(self, name: str) -> None:
         path = self._path(name)
-        if name not in self._known and path is not None and path.exists():
-            try:
-                with path.open("rb") as file, np.load(file) as arrays:
-                    self._known[name] = Features(arrays["features"], arrays.get("probabilities"))
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-                # Half a file, as after a crash of the machine: it is made anew.
-                return None
-        return self._known.get(name)
+        if path is None or not path.exists():
+            return
+        # Half a file, as after a crash of the machine, is made anew.
+        damage = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+        with contextlib.suppress(*damage), path.open("rb") as file, np.load(file) as arrays:
+            self._known[name] = Features(arrays["features"], arrays.get("probabilities"))
 
     def put(self, name: str, features: Features) -> None:
         """Keep the features of a set of images; a disk without room keeps nothing."""
@@ -132,8 +140,8 @@ class FeatureStore:
         path = self._path(name)
         if path is None:
             return
-        # Runs that share the folder may make the same features at the same time.
-        part = path.with_suffix(f".{os.getpid()}.part")
+        # Runs and machines that share the folder may make the same features at the same time.
+        part = path.with_suffix(f".{uuid.uuid4().hex}.part")
         arrays = {"features": features.features}
         if features.probabilities is not None:
             arrays["probabilities"] = features.probabilities
@@ -151,7 +159,11 @@ def extract(
     extractor: Extractor, batches: Iterator[Num[np.ndarray, "B H W C"]], count: int
 ) -> Features:
     """Features of the first `count` images of batches of one shape, on the host."""
-    apply = jax.jit(extractor.apply)
+
+    @jax.jit
+    def apply(params: Any, images: Array) -> Features:
+        return gathered(extractor.apply(params, split_like_batch(images)))
+
     found = [jax.device_get(apply(extractor.params, images)) for images in batches]
     features = np.concatenate([one.features for one in found])[:count]
     if found[0].probabilities is None:

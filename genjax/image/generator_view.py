@@ -3,6 +3,8 @@
 Letters: B batch, H height, W width, C channels, Z latent size, L layers, D style size.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from genjax.errors import UserError
+from genjax.nn.layout import gathered
+from genjax.parallel.partition import split_like_batch
 from genjax.task import Tree
 
 Labels = Int[Array, "B"] | None
@@ -42,9 +46,9 @@ class GeneratorView:
         """Prepare to draw `batch_size` images at a time."""
         self.generator = generator
         self.batch_size = batch_size
-        self._draw = jax.jit(self.images, static_argnames=("truncate", "cutoff"))
-        self._styles = jax.jit(self.styles, static_argnames="cutoff")
-        self._synthesis = jax.jit(self.synthesis)
+        self._draw = jax.jit(_fetchable(self.images), static_argnames=("truncate", "cutoff"))
+        self._styles = jax.jit(_fetchable(self.styles), static_argnames="cutoff")
+        self._synthesis = jax.jit(_fetchable(self.synthesis))
 
     @property
     def has_styles(self) -> bool:
@@ -67,6 +71,7 @@ class GeneratorView:
         if truncate:
             styles = self.styles(variables, latents, labels, truncation, cutoff=cutoff)
             return self.synthesis(variables, styles)
+        variables, latents = gathered(variables), split_like_batch(latents)
         result: Any = self.generator.apply(variables, latents, labels)
         return result
 
@@ -80,6 +85,7 @@ class GeneratorView:
         cutoff: int | None = None,
     ) -> Float[Array, "B L D"]:
         """Styles of latents, truncated."""
+        variables, latents = gathered(variables), split_like_batch(latents)
         result: Any = self.generator.apply(
             variables, latents, labels, truncation, cutoff, method="truncated_styles"
         )
@@ -87,6 +93,7 @@ class GeneratorView:
 
     def synthesis(self, variables: Tree, styles: Float[Array, "B L D"]) -> Float[Array, "B H W C"]:
         """Images of styles."""
+        variables, styles = gathered(variables), split_like_batch(styles)
         result: Any = self.generator.apply(variables, styles, method="synthesis")
         return result
 
@@ -95,7 +102,7 @@ class GeneratorView:
     def draw(
         self,
         variables: Tree,
-        latents: Float[Array, "N Z"],
+        latents: Float[Array, "N Z"] | Float[np.ndarray, "N Z"],
         labels: Int[np.ndarray, "N"] | None,
         truncation: float = 1.0,
         cutoff: int | None = None,
@@ -108,6 +115,8 @@ class GeneratorView:
         truncate = truncation != 1.0
         if truncate:
             self.check_styles("truncation")
+        # On the host every one of several processes has all of them.
+        latents = np.asarray(latents)
         parts = []
         for rows in _chunks(len(latents), self.batch_size):
             drawn = self._draw(
@@ -124,13 +133,13 @@ class GeneratorView:
     def draw_styles(
         self,
         variables: Tree,
-        latents: Float[Array, "N Z"],
+        latents: Float[Array, "N Z"] | Float[np.ndarray, "N Z"],
         labels: Int[np.ndarray, "N"] | None,
         truncation: float = 1.0,
         cutoff: int | None = None,
     ) -> Float[np.ndarray, "N L D"]:
         """Styles of any number of latents."""
-        parts = []
+        latents, parts = np.asarray(latents), []
         for rows in _chunks(len(latents), self.batch_size):
             some = None if labels is None else labels[rows]
             styles = self._styles(variables, latents[rows], some, truncation, cutoff=cutoff)
@@ -156,6 +165,16 @@ class GeneratorView:
                 f"{what}: {type(self.generator).__name__} has no styles; a run with "
                 'model.kind = "stylegan2" has'
             )
+
+
+def _fetchable(function: Callable[..., Array]) -> Callable[..., Array]:
+    """A function whose result each of several processes can fetch whole."""
+
+    @functools.wraps(function)
+    def whole(*arguments: Any, **settings: Any) -> Array:
+        return gathered(function(*arguments, **settings))
+
+    return whole
 
 
 def _chunks(count: int, size: int) -> list[np.ndarray]:

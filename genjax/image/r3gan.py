@@ -50,6 +50,7 @@ from genjax.image.r3gan_layers import (
 )
 from genjax.nn.convolution import PaddingMode
 from genjax.nn.dense import Dense
+from genjax.nn.layout import split_images
 
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar10": {"stage_widths": (768,) * 4},
@@ -185,9 +186,10 @@ class R3Generator(_Stages):
                 )
                 states = grow(states)
             for block in self._residual_blocks(stage):
-                states = block(states)
+                states = split_images(block(states))
         wide = output_dtype(self.dtype)
-        return pointwise(self.image_shape[2], scaled_normal(), wide, name="to_image")(states)
+        to_image = pointwise(self.image_shape[2], scaled_normal(), wide, name="to_image")
+        return split_images(to_image(states))
 
 
 class R3Discriminator(_Stages):
@@ -237,7 +239,7 @@ class R3Discriminator(_Stages):
         states = from_image(images)
         for stage in reversed(range(len(self.stage_widths))):
             for block in self._residual_blocks(stage):
-                states = block(states)
+                states = split_images(block(states))
             if stage:
                 width, dtype = self.stage_widths[stage - 1], self._dtype(stage)
                 shrink = Downsample(

@@ -22,6 +22,7 @@ from genjax.image.labels import check_labels, output_dtype
 from genjax.nn.batch_norm import BatchNorm, ConditionalBatchNorm
 from genjax.nn.convolution import Conv, PaddingMode
 from genjax.nn.dense import Dense
+from genjax.nn.layout import split_images
 from genjax.nn.spectral import SpectralConv, SpectralDense, SpectralNorm
 
 GENERATOR_CHANNELS: dict[int, dict[str, Any]] = {
@@ -172,7 +173,7 @@ class SNGenerator(nn.Module):
                 self.dtype,
                 name=f"block{number}",
             )
-            states = block(states, labels, train)
+            states = split_images(block(states, labels, train))
         norm = BatchNorm(BATCH_NORM_EPSILON, self.momentum, name="norm")
         to_image = Conv(
             self.image_shape[2],
@@ -182,7 +183,7 @@ class SNGenerator(nn.Module):
             name="to_image",
         )
         images = to_image(jax.nn.relu(norm(states, train)))
-        return jnp.tanh(images.astype(output_dtype(self.dtype)))
+        return jnp.tanh(split_images(images.astype(output_dtype(self.dtype))))
 
     def _base(self) -> tuple[int, int]:
         height, width = self.image_shape[:2]
@@ -299,7 +300,7 @@ class SNDiscriminator(nn.Module):
                 self.dtype,
                 name=f"block{number}",
             )
-            states = block(states, train)
+            states = split_images(block(states, train))
         wide = output_dtype(self.dtype)
         features = jax.nn.relu(states).astype(wide).sum((1, 2))
         head = SpectralDense(1, kernel_init=_plain_init, dtype=wide, name="output")

@@ -25,6 +25,7 @@ from genjax.image.stylegan2_layers import (
     minibatch_standard_deviation,
 )
 from genjax.nn.convolution import PaddingMode
+from genjax.nn.layout import split_images
 from genjax.nn.resample import Filter, downsample2d, normalized
 
 Architecture = Literal["residual", "skip", "plain"]
@@ -115,7 +116,7 @@ class StyleGAN2Discriminator(nn.Module):
         hidden = self._conv(features, 3, f"{name}_conv0")(hidden)
         gain = math.sqrt(0.5) if residual else 1.0
         hidden = self._conv(after, 3, f"{name}_conv1", down=2, gain=gain)(hidden)
-        return hidden if shortcut is None else hidden + shortcut
+        return split_images(hidden if shortcut is None else hidden + shortcut)
 
     def _head(
         self,

@@ -28,6 +28,7 @@ from genjax.image.stylegan2_layers import (
     modulated_conv2d,
 )
 from genjax.nn.convolution import PaddingMode
+from genjax.nn.layout import split_images
 from genjax.nn.resample import Filter, normalized, upsample2d
 
 Architecture = Literal["skip", "residual"]
@@ -268,7 +269,7 @@ class Synthesis(nn.Module):
                 name=name,
             )
             layer += 1
-            return module(hidden, styles[:, layer - 1])
+            return split_images(module(hidden, styles[:, layer - 1]))
 
         image = None
         hidden = None
@@ -304,6 +305,6 @@ class Synthesis(nn.Module):
                 if image is not None:
                     taps = normalized(self.taps)
                     new += upsample2d(image, taps, padding_mode=self.padding_mode)
-                image = new
+                image = split_images(new)
         assert image is not None
         return image

@@ -214,8 +214,8 @@ def minibatch_standard_deviation(
     """Append to each example how much its group varies, as constant channels.
 
     A group is `group_size` examples that follow one another (or the largest smaller number that
-    divides the batch). Groups of neighbours stay whole when a batch is split over devices, so that
-    the result does not depend on their number as long as each has whole groups.
+    divides the batch), so that the result does not depend on the number of devices. Where each has
+    whole groups they exchange nothing; otherwise the few sums of a group.
 
     Args:
         images: [B, H, W, C], C a multiple of `features`.

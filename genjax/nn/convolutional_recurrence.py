@@ -8,6 +8,9 @@ Letters: B batch, T time, H height, W width, C input channels, F features, G fea
 CF = C + F, K kernel size. Sequences are time-major [T, B, H, W, C]: a step then reads and writes
 one contiguous slab. Convolutions take their inputs in `dtype`; gates and cell states are float32
 (float64 for float64 inputs).
+
+Where kernels are split over devices by hand (`genjax.nn.split_by_hand`), a device's kernel is that
+of some features, all gates of them; its cell state has these alone, its hidden state has all.
 """
 
 from typing import Any
@@ -22,6 +25,7 @@ from jaxtyping import Array, Float
 
 from genjax.nn.loop_convolution import loop_conv2d
 from genjax.nn.recurrent_loop import state_dtype_of
+from genjax.nn.split_by_hand import all_features, own_features
 
 State = tuple[Float[Array, "B H W F"], Float[Array, "B H W F"]]
 """Hidden and cell state."""
@@ -108,7 +112,8 @@ def conv_lstm_step(
     """
     both = jnp.concatenate([x.astype(dtype), state[0].astype(dtype)], -1)
     bias = _with_forget_bias(bias, forget_bias, state[1].shape[-1])
-    return lstm_gates(convolve(both, kernel, dtype) + bias, state[1])
+    hidden, cell = lstm_gates(convolve(both, kernel, dtype) + bias, state[1])
+    return all_features(hidden, state[0].shape[-1]), cell
 
 
 def conv_lstm(
@@ -141,8 +146,9 @@ def conv_lstm(
     recurrent = kernel[:, :, channels:]
 
     def step(state: State, gates: Array) -> tuple[State, Array]:
-        state = lstm_gates(gates + convolve(state[0], recurrent, dtype), state[1])
-        return state, state[0]
+        hidden, cell = lstm_gates(gates + convolve(state[0], recurrent, dtype), state[1])
+        hidden = all_features(hidden, state[0].shape[-1])
+        return (hidden, cell), hidden
 
     return lax.scan(_forgetting(step, remat), state, projected)
 
@@ -343,11 +349,13 @@ def spatiotemporal_lstm_step(
     spatial_i, spatial_f, spatial_g = jnp.split(gates, 3, axis=-1)
     sigmoid = jax.nn.sigmoid
     cell = sigmoid(f + forget_bias) * cell + sigmoid(i) * jnp.tanh(g)
-    memory = sigmoid(spatial_f + forget_bias) * memory + sigmoid(spatial_i) * jnp.tanh(spatial_g)
-    both = jnp.concatenate([cell, memory], -1)
+    features, own = hidden.shape[-1], own_features(memory, cell.shape[-1])
+    memory = sigmoid(spatial_f + forget_bias) * own + sigmoid(spatial_i) * jnp.tanh(spatial_g)
+    memory = all_features(memory, features)
+    both = jnp.concatenate([all_features(cell, features), memory], -1)
     o = sigmoid(o + convolve(both, kernels["output"], dtype))
     hidden = o * jnp.tanh(convolve(both, kernels["merge"], dtype))
-    return (hidden, cell), memory
+    return (all_features(hidden, features), cell), memory
 
 
 def spatiotemporal_lstm_kernels(
@@ -411,6 +419,19 @@ def convolve_sequence(
     merged = jnp.swapaxes(xs, 0, 1).reshape(-1, *xs.shape[2:])
     result = convolve(merged, kernel, dtype)
     return jnp.swapaxes(result.reshape(xs.shape[1], -1, *result.shape[1:]), 0, 1)
+
+
+def gates_apart(kernel: Float[Array, "K K CF G"], gates: int) -> Float[Array, "K K CF _ F"]:
+    """A kernel of all gates with one axis for the gates and one for the features.
+
+    Split along the last one, each part is the kernel of some features.
+    """
+    return kernel.reshape(*kernel.shape[:-1], gates, -1)
+
+
+def gates_joined(kernel: Float[Array, "K K CF _ F"]) -> Float[Array, "K K CF G"]:
+    """What undoes `gates_apart`."""
+    return kernel.reshape(*kernel.shape[:-2], -1)
 
 
 def _forgetting(step: Any, remat: bool) -> Any:

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 
 from genjax.errors import UserError
 from genjax.nn.convolution import PaddingMode
-from genjax.nn.split_by_hand import splits_batch
-from genjax.parallel.mesh import BATCH_AXES
+from genjax.nn.split_by_hand import neighbouring_rows, splits_batch, splits_rows
+from genjax.parallel.mesh import BATCH_AXES, SEQUENCE_AXIS
 
 
 def grouped_conv2d(
@@ -31,7 +31,8 @@ def grouped_conv2d(
 
     The CPU's convolutions have no fast path for groups, so there it is a few batched matrix
     products. Over several devices, XLA's partitioner would gather the whole batch of a convolution
-    in groups on every device; here each device convolves its own examples.
+    in groups on every device; here each device convolves its own examples, and of examples whose
+    rows are split too its own rows, for which it takes those at the seams from its neighbours.
 
     Args:
         inputs: images or features.
@@ -53,8 +54,7 @@ def grouped_conv2d(
             f"channels, not {kernel.shape[2]}"
         )
 
-    def by_platform(inputs: Array, kernel: Array) -> Array:
-        padded = _pad(inputs, kernel.shape[:2], padding_mode)
+    def by_platform(padded: Array, kernel: Array) -> Array:
         return lax.platform_dependent(
             padded,
             kernel,
@@ -62,16 +62,33 @@ def grouped_conv2d(
             default=lambda x, k: by_convolution(x, k, groups),
         )
 
-    return _each_device_its_examples(by_platform, inputs, kernel)
+    return _each_device_its_part(by_platform, inputs, kernel, padding_mode)
 
 
-def _each_device_its_examples(
-    function: Callable[[Array, Array], Array], inputs: Array, kernel: Array
+def _each_device_its_part(
+    convolve: Callable[[Array, Array], Array],
+    inputs: Array,
+    kernel: Array,
+    padding_mode: PaddingMode,
 ) -> Array:
+    """Pad and convolve; over several devices each its examples, and its rows of them."""
+    size = kernel.shape[:2]
+
+    def whole(inputs: Array, kernel: Array) -> Array:
+        return convolve(_pad(inputs, size, padding_mode), kernel)
+
+    def rows(inputs: Array, kernel: Array) -> Array:
+        if size[0] > 1:
+            inputs = neighbouring_rows(inputs, size[0] // 2)
+        return convolve(_pad(inputs, (1, size[1]), padding_mode), kernel)
+
     if not splits_batch(inputs.shape[0]):
-        return function(inputs, kernel)
-    specs = (P(BATCH_AXES), P())
-    return jax.shard_map(function, in_specs=specs, out_specs=specs[0])(inputs, kernel)
+        return whole(inputs, kernel)
+    # Borders of zeros alone, and as many on either side.
+    by_rows = splits_rows(inputs.shape[1]) and padding_mode == "zeros" and size[0] % 2 == 1
+    split = P(BATCH_AXES, SEQUENCE_AXIS) if by_rows else P(BATCH_AXES)
+    function = rows if by_rows else whole
+    return jax.shard_map(function, in_specs=(split, P()), out_specs=split)(inputs, kernel)
 
 
 def _pad(inputs: Array, size: tuple[int, ...], padding_mode: PaddingMode) -> Array:

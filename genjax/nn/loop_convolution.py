@@ -5,9 +5,13 @@ they are matrix products here: the kernel's gradient over gathered pixels (im2co
 adding up what each output pixel gives to its surroundings (col2im). Elsewhere, and forward
 everywhere, it is XLA's own convolution.
 
+Where a loop's rows are split over devices by hand (`genjax.nn.split_by_hand`), each device takes
+the rows that it needs from its neighbours first.
+
 Letters: B batch, H height, W width, C input channels, F output channels, K kernel size.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -15,10 +19,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from genjax.nn.split_by_hand import neighbouring_rows, rows_are_split
+
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
+_Borders = tuple[int, int]
+"""Zeros on either side of the height, and of the width."""
 
-@jax.custom_vjp
+
 def loop_conv2d(
     images: Float[Array, "B H W C"], kernel: Float[Array, "K K C F"]
 ) -> Float[Array, "B H W F"]:
@@ -32,53 +40,68 @@ def loop_conv2d(
         [B, H, W, F], in the wider of both types.
     """
     assert kernel.shape[0] % 2 == 1, kernel.shape
-    return _plain(images, kernel)
-
-
-def _plain(images: Array, kernel: Array) -> Array:
-    dtype = jnp.promote_types(images.dtype, kernel.dtype)
     pad = kernel.shape[0] // 2
+    if pad and rows_are_split():
+        return _convolve(neighbouring_rows(images, pad), kernel, (0, pad))
+    return _convolve(images, kernel, (pad, pad))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(images: Array, kernel: Array, borders: _Borders) -> Array:
+    return _plain(images, kernel, borders)
+
+
+def _plain(images: Array, kernel: Array, borders: _Borders) -> Array:
+    dtype = jnp.promote_types(images.dtype, kernel.dtype)
     return lax.conv_general_dilated(
         images.astype(dtype),
         kernel.astype(dtype),
         (1, 1),
-        ((pad, pad), (pad, pad)),
+        [(border, border) for border in borders],
         dimension_numbers=_LAYOUT,
     )
 
 
-def _forward(images: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return loop_conv2d(images, kernel), (images, kernel)
+def _forward(images: Array, kernel: Array, borders: _Borders) -> tuple[Array, tuple[Array, Array]]:
+    return _convolve(images, kernel, borders), (images, kernel)
 
 
-def _backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+def _backward(
+    borders: _Borders, saved: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
     images, kernel = saved
 
     def spread(cotangent: Array) -> Array:
         like = jax.ShapeDtypeStruct(images.shape, images.dtype)
-        (result,) = jax.linear_transpose(lambda x: _plain(x, kernel), like)(cotangent)
+        (result,) = jax.linear_transpose(lambda x: _plain(x, kernel, borders), like)(cotangent)
         return result
 
     def correlate(images: Array, cotangent: Array) -> Array:
         like = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
-        (result,) = jax.linear_transpose(lambda k: _plain(images, k), like)(cotangent)
+        (result,) = jax.linear_transpose(lambda k: _plain(images, k, borders), like)(cotangent)
         return result
 
     return (
-        lax.platform_dependent(cotangent, cpu=lambda z: _spread(z, kernel, images), default=spread),
         lax.platform_dependent(
-            images, cotangent, cpu=lambda x, z: _correlate(x, z, kernel), default=correlate
+            cotangent, cpu=lambda z: _spread(z, kernel, images, borders), default=spread
+        ),
+        lax.platform_dependent(
+            images,
+            cotangent,
+            cpu=lambda x, z: _correlate(x, z, kernel, borders),
+            default=correlate,
         ),
     )
 
 
-loop_conv2d.defvjp(_forward, _backward)
+_convolve.defvjp(_forward, _backward)
 
 
-def _spread(cotangent: Array, kernel: Array, images: Array) -> Array:
+def _spread(cotangent: Array, kernel: Array, images: Array, borders: _Borders) -> Array:
     """One product gives what every output pixel sends to each of its K x K surroundings."""
     size, channels = kernel.shape[0], kernel.shape[2]
-    pad = size // 2
+    # By how much images are larger than outputs: what is sent beyond them is lost.
+    grown = [size - 1 - 2 * border for border in borders]
     weights = jnp.moveaxis(kernel, 3, 0).reshape(kernel.shape[3], -1).astype(cotangent.dtype)
     sent = jnp.matmul(cotangent, weights).reshape(*cotangent.shape[:3], size, size, channels)
     # Many terms are added: in more digits than the products have.
@@ -87,17 +110,23 @@ def _spread(cotangent: Array, kernel: Array, images: Array) -> Array:
     total: Any = 0
     for i in range(size):
         for j in range(size):
-            down, right = i - pad, j - pad
-            moves = ((0, 0, 0), (down, -down, 0), (right, -right, 0), (0, 0, 0))
+            down, right = i - borders[0], j - borders[1]
+            moves = (
+                (0, 0, 0),
+                (down, grown[0] - down, 0),
+                (right, grown[1] - right, 0),
+                (0, 0, 0),
+            )
             total += lax.pad(sent[:, :, :, i, j].astype(wide), zero, moves)
     return total.astype(images.dtype)
 
 
-def _correlate(images: Array, cotangent: Array, kernel: Array) -> Array:
+def _correlate(images: Array, cotangent: Array, kernel: Array, borders: _Borders) -> Array:
     """For each row of the kernel, one product over all pixels that it reads side by side."""
     size = kernel.shape[0]
-    pad, (height, width) = size // 2, images.shape[1:3]
-    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0))).astype(cotangent.dtype)
+    height, width = cotangent.shape[1:3]
+    sides = ((0, 0), *((border, border) for border in borders), (0, 0))
+    padded = jnp.pad(images, sides).astype(cotangent.dtype)
     outputs = cotangent.reshape(-1, cotangent.shape[-1])
     rows = []
     for i in range(size):

@@ -17,6 +17,12 @@ AXES = ("data", "fsdp", "tensor", "sequence")
 BATCH_AXES = ("data", "fsdp")
 """The mesh axes over which a batch's examples are split."""
 
+SEQUENCE_AXIS = "sequence"
+"""The mesh axis over which an example is split: along time, or an image along its height."""
+
+TENSOR_AXIS = "tensor"
+"""The mesh axis over which the features of a layer are split."""
+
 
 class MeshConfig(Config):
     """How many devices along each axis; the product is the number of devices used."""

@@ -92,15 +92,30 @@ def _parameter_shape(
     return None
 
 
-def batch_sharding(mesh: Mesh, shape: tuple[int, ...] = ()) -> NamedSharding:
+def batch_sharding(
+    mesh: Mesh, shape: tuple[int, ...] = (), sequence_dimension: int | None = 1
+) -> NamedSharding:
     """The sharding of an array of a batch.
 
-    Examples are split over the data and fsdp axes; the second dimension (time, or an image's
-    height) over the sequence axis where that divides it.
+    Examples are split over the data and fsdp axes, and one more dimension (time, or the height of
+    an image) over the sequence axis where that divides it.
+
+    Args:
+        mesh: the mesh.
+        shape: the array's.
+        sequence_dimension: which dimension that is; None for none. See `sequence_dimension_of`.
     """
-    if mesh.shape["sequence"] > 1 and len(shape) > 1 and _divides(mesh, "sequence", shape[1]):
-        return NamedSharding(mesh, P(BATCH_AXES, "sequence"))
-    return NamedSharding(mesh, P(BATCH_AXES))
+    dimension = sequence_dimension
+    if mesh.shape["sequence"] == 1 or dimension is None or dimension >= len(shape):
+        return NamedSharding(mesh, P(BATCH_AXES))
+    if not _divides(mesh, "sequence", shape[dimension]):
+        return NamedSharding(mesh, P(BATCH_AXES))
+    return NamedSharding(mesh, P(BATCH_AXES, *(None,) * (dimension - 1), "sequence"))
+
+
+def sequence_dimension_of(dimensions: Mapping[str, int] | None, name: str) -> int | None:
+    """The dimension of a batch's array to split by `Task.sequence_dimensions`, or None."""
+    return 1 if dimensions is None else dimensions.get(name)
 
 
 def split_like_batch(array: Array) -> Array:
@@ -123,3 +138,12 @@ def unsharded_share(shapes: Tree, shardings: Tree) -> float:
         total += size
         whole += size if sharding.is_fully_replicated else 0
     return whole / max(total, 1)
+
+
+def repeats_work(shardings: Tree, mesh: Mesh | AbstractMesh) -> bool:
+    """Whether devices along the tensor axis do the same work: no array is split over it."""
+    if mesh.shape["tensor"] == 1:
+        return False
+    return not any(
+        "tensor" in jax.tree.leaves(tuple(one.spec)) for one in jax.tree.leaves(shardings)
+    )

@@ -27,6 +27,7 @@ from genjax.image.stylegan2_layers import (
     leaky_relu,
     minibatch_standard_deviation,
 )
+from genjax.nn.layout import split_images
 from genjax.nn.temporal_convolution import temporal_conv
 
 
@@ -100,7 +101,7 @@ class StyleGAN2ClipDiscriminator(nn.Module):
         )(hidden)
         first = EqualizedConv(self._features(size), dtype=self.dtype, name=f"{name}_conv0")
         second = EqualizedConv(after, name=f"{name}_conv1", **half)
-        return second(first(hidden)) + shortcut
+        return split_images(second(first(hidden)) + shortcut)
 
     def _head(
         self, hidden: Float[Array, "B T H W F"], labels: Int[Array, "B"] | None

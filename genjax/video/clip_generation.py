@@ -21,6 +21,8 @@ from genjax.data.image_decode import Decoding, UnreadableImage, decode_image
 from genjax.errors import UserError
 from genjax.image.generator_view import latents_by_number
 from genjax.media import AnimationSample, ImageSample, film_strip, image_grid
+from genjax.nn.layout import gathered
+from genjax.parallel.partition import split_like_batch
 from genjax.task import Sample, Tree
 from genjax.video.conditions import Conditions
 from genjax.video.video_adversarial_config import ClipGenerationConfig
@@ -56,7 +58,8 @@ class ClipView:
         self.batch_size = batch_size
         self.latent_size = latent_size(frames)
         self._sizes = latent_size
-        self._draw = jax.jit(lambda *arguments: stored(self.clips(*arguments)))
+        # Whole everywhere, so that each of several processes can fetch all clips.
+        self._draw = jax.jit(lambda *arguments: gathered(stored(self.clips(*arguments))))
 
     @property
     def motion_size(self) -> int:
@@ -67,6 +70,7 @@ class ClipView:
         self, variables: Tree, latents: Float[Array, "B Z"], conditions: Conditions
     ) -> Float[Array, "B T H W C"]:
         """Clips of latents, in about [-1, 1]."""
+        variables, latents = gathered(variables), split_like_batch(latents)
         result: Any = self.generator.apply(variables, latents, conditions)
         return result
 

@@ -24,6 +24,7 @@ from genjax.image.labels import check_labels, output_dtype
 from genjax.nn.batch_norm import BatchNorm
 from genjax.nn.convolution import Conv
 from genjax.nn.convolution3d import Conv3D
+from genjax.nn.layout import split_clips, split_images
 from genjax.video.conditions import Conditions
 from genjax.video.first_frame import FirstFrameEncoder, check_first, starting_with
 from genjax.video.motion import MotionCodes, split_latents
@@ -118,13 +119,13 @@ def _patch_logits(
 ) -> Array:
     """Four convolutions, the last one with a map of logits and one to add for each class."""
     check_labels(labels, judge.num_classes)
-    hidden = inputs
+    hidden, split = inputs, split_images if inputs.ndim == 4 else split_clips
     for level in range(3):
         hidden = convolution(judge.base_channels << level, judge.dtype, f"down_{level}")(hidden)
         if judge.use_batch_norm and level > 0:
             norm = BatchNorm(scale_init=_scale_init, dtype=judge.dtype, name=f"norm_{level}")
             hidden = norm(hidden, train)
-        hidden = nn.leaky_relu(hidden, 0.2)
+        hidden = split(nn.leaky_relu(hidden, 0.2))
     maps = convolution(1 + judge.num_classes, output_dtype(judge.dtype), "output")(hidden)
     maps = maps.reshape(len(inputs), -1, maps.shape[-1])
     if labels is None:

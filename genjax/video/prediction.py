@@ -4,7 +4,7 @@ Letters: B batch, T time, U frames that are predicted, H height, W width, C chan
 """
 
 import functools
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import grain
@@ -17,10 +17,13 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from genjax import optim
 from genjax.config import Config
 from genjax.data.clip_batches import EvaluationClips, training_batches
+from genjax.data.clip_source import CLIPS, ClipSource
 from genjax.data.clip_sources import open_clips
 from genjax.errors import UserError
 from genjax.flops import count_flops
 from genjax.image.lpips import Lpips, load_lpips
+from genjax.nn.layout import gathered, split_clips
+from genjax.parallel.partition import split_like_batch
 from genjax.task import Batch, Evaluation, Sample, Shard, Task, TrainState, Tree
 from genjax.video.conditioning import Known, Predict
 from genjax.video.metrics.prediction_figures import figures, frame_sums, metrics_that_fit
@@ -30,6 +33,7 @@ from genjax.video.prediction_config import PredictionConfig, PredictionGeneratio
 from genjax.video.prediction_samples import generate_predictions, prediction_strips
 from genjax.video.prediction_view import PredictionView
 from genjax.video.sampling_schedule import draw_feed, truth_probabilities
+from genjax.video.split_rows import check_row_split
 
 LPIPS = "lpips"
 """The figure, and its network's parameters among what an evaluation hands to its step."""
@@ -44,8 +48,15 @@ _MEAN_IMAGE_CLIPS = 512
 class FramePrediction(Task):
     """Predicts what is unknown of a clip from what is known; recurrent networks and others."""
 
-    def __init__(self, config: PredictionConfig) -> None:
+    # A recurrent network cannot split time: frames are split by rows.
+    sequence_dimensions: Mapping[str, int] | None = {CLIPS: 2}
+
+    def __init__(self, config: PredictionConfig, source: ClipSource | None = None) -> None:
         """Open the clips of a config and make its network.
+
+        Args:
+            config: the run's config.
+            source: clips of training's length; those of the config by default.
 
         Raises:
             UserError: the clips are missing or do not fit the network.
@@ -54,10 +65,10 @@ class FramePrediction(Task):
         self.conditioning = config.conditioning
         self.known = self._evaluation_known()
         frames = len(self.conditioning.known)
-        self.source = open_clips(config.data.source, frames)
+        self.source = source or open_clips(config.data.source, frames)
         # Apart, so that what is measured does not change what is trained on.
         self.evaluation_source = self.source
-        if len(self.known) != frames:
+        if len(self.known) != frames and source is None:
             self.evaluation_source = open_clips(config.data.source, len(self.known))
         split = config.evaluation.split
         if split not in self.source.splits:
@@ -82,6 +93,8 @@ class FramePrediction(Task):
         self.schedule = optim.make_schedule(config.optimizer, config.steps)
         # Now, before anything is trained: the network says what does not fit it.
         jax.eval_shape(self.init, jax.random.key(0))
+        if config.mesh.sequence > 1:
+            check_row_split(config.mesh.sequence, height, config.model.row_unit)
 
     def _evaluation_known(self) -> Known:
         """Which frames of an evaluation's clips are known."""
@@ -164,14 +177,15 @@ class FramePrediction(Task):
     ) -> tuple[Array, Tree]:
         """The objective of a batch, and the network's moved statistics."""
         feed_key, mask_key, dropout_key = jax.random.split(key, 3)
-        clips = _unit(self.source.render(batch))
+        clips = split_clips(_unit(self.source.render(batch)))
         size = (clips.shape[2], clips.shape[3])
         mask = self.view.mask(mask_key, jnp.arange(len(clips)), size)
+        mask = None if mask is None else split_clips(mask)
         feed = draw_feed(self._truth_probabilities(step), feed_key, len(clips))
-        fed = {} if feed is None else {"feed": feed}
+        fed = {} if feed is None else {"feed": split_like_batch(feed)}
         apply = functools.partial(self.network.apply, mutable=["statistics"], **fed)
         predicted, updates = apply(
-            {"params": params, "statistics": statistics},
+            {"params": gathered(params), "statistics": statistics},
             *((clips,) if mask is None else (clips, mask)),
             train=True,
             rngs={"dropout": dropout_key},
@@ -263,11 +277,12 @@ class FramePrediction(Task):
 
     def eval_step(self, state: TrainState, batch: Batch) -> tuple[dict[str, Any], dict[str, Array]]:
         """Sums of the metrics of each predicted frame."""
-        clips = _unit(self.evaluation_source.render(batch))
+        clips = split_clips(_unit(self.evaluation_source.render(batch)))
         predicted = self._predictions(self._variables(state), clips, batch["index"])
         targets = self._targets()
         judge = state.carry.get(LPIPS)
-        return state.carry, self._sums(predicted[:, targets], clips[:, targets], batch, judge)
+        sums = self._sums(predicted[:, targets], clips[:, targets], batch, judge)
+        return state.carry, gathered(sums)
 
     def _sums(
         self,
@@ -318,10 +333,13 @@ class FramePrediction(Task):
         @jax.jit
         def sums(batch: Batch, judge: Tree) -> dict[str, Any]:
             clips = _unit(self.evaluation_source.render(batch))
-            return {
-                name: self._sums(predicted, clips[:, targets], batch, judge)
-                for name, predicted in self._trivial(clips, batch["index"], mean).items()
-            }
+            trivial = self._trivial(clips, batch["index"], mean).items()
+            return gathered(
+                {
+                    name: self._sums(predicted, clips[:, targets], batch, judge)
+                    for name, predicted in trivial
+                }
+            )
 
         for number in range(len(batches)):
             for name, new in jax.tree.map(np.asarray, sums(batches[number], judge)).items():
@@ -389,7 +407,8 @@ class FramePrediction(Task):
         def show(variables: Tree, clips: Array, numbers: Array) -> tuple[Array, Array | None]:
             scaled = _unit(clips)
             mask = self._evaluation_mask(scaled, numbers)
-            return self._predictions(variables, scaled, numbers), mask
+            # Whole everywhere, so that each of several processes can fetch all clips.
+            return gathered((self._predictions(variables, scaled, numbers), mask))
 
         return jax.jit(show)
 

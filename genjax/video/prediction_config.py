@@ -166,6 +166,20 @@ class PredictionConfig(RunConfig):
         del assets
         return FramePrediction(self)
 
+    def rehearsal_task(self) -> Task:
+        """The same without its clips; see `stand_in_clips` for what is assumed of them."""
+        from genjax.data.stand_in_clips import stand_in_clips
+        from genjax.video.prediction import FramePrediction
+
+        config = self.model_copy(
+            update={
+                "evaluation": self.evaluation.model_copy(update={"lpips": None}),
+                "checkpoint": self.checkpoint.without_best(),
+            }
+        )
+        frames = len(self.conditioning.known)
+        return FramePrediction(config, source=stand_in_clips(self.data.source, frames))
+
     def generation_schema(self) -> type[Config]:
         """Clips to continue or to fill."""
         return PredictionGenerationConfig

@@ -36,6 +36,11 @@ class _Recurrent(Config):
     recurrent: ClassVar[bool] = True
     """Whether the network rolls out frame by frame, to any length."""
 
+    @property
+    def row_unit(self) -> int:
+        """Rows of a frame that become one row of the network's features."""
+        return self.patch_size
+
 
 class ConvLSTMConfig(_Recurrent):
     """Stacked convolutional LSTM layers (Shi et al. 2015)."""
@@ -125,6 +130,11 @@ class SimVPConfig(Config):
 
     recurrent: ClassVar[bool] = False
     """Whether the network rolls out frame by frame, to any length."""
+
+    @property
+    def row_unit(self) -> int:
+        """Rows of a frame that become one row of the smallest features."""
+        return 2 ** (self.spatial_layers // 2)
 
     def make(self, known: Known, partial: bool, channels: int) -> nn.Module:
         """The network for clips of which `known` frames are known, in part if `partial`."""

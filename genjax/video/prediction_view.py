@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from genjax.errors import UserError
+from genjax.nn.layout import gathered
 from genjax.task import Tree
 from genjax.video.conditioning import Conditioning, Interpolate, Known, Predict
 from genjax.video.prediction_model_config import PredictorConfig
@@ -32,8 +33,14 @@ class PredictionView:
         self.model = model
         self.conditioning = conditioning
         self.channels = channels
-        self._predict = jax.jit(self.predict, static_argnames="future")
-        self._fill = jax.jit(lambda variables, clips: self.complete(variables, clips, None))
+        # Whole everywhere, so that each of several processes can fetch all clips.
+        self._predict = jax.jit(
+            lambda variables, past, future: gathered(self.predict(variables, past, future=future)),
+            static_argnames="future",
+        )
+        self._fill = jax.jit(
+            lambda variables, clips: gathered(self.complete(variables, clips, None))
+        )
 
     def network(self, known: Known) -> nn.Module:
         """The network for clips of which other frames are known than in training."""
@@ -52,7 +59,7 @@ class PredictionView:
             mask: 1 for known pixels; None where frames are known or unknown as a whole.
         """
         known = self.conditioning.known
-        network = self.network(known)
+        network, variables = self.network(known), gathered(variables)
         predicted: Any = network.apply(variables, *((clips,) if mask is None else (clips, mask)))
         if mask is not None:
             return jnp.where(mask > 0, clips, predicted)
@@ -76,7 +83,7 @@ class PredictionView:
         if self.model.recurrent:
             empty = jnp.zeros((len(past), future, *past.shape[2:]), past.dtype)
             network = self.network((True,) * count + (False,) * future)
-            clips: Any = network.apply(variables, jnp.concatenate([past, empty], 1))
+            clips: Any = network.apply(gathered(variables), jnp.concatenate([past, empty], 1))
             return clips[:, count:]
         assert isinstance(self.conditioning, Predict)
         window, length = self.conditioning.past, self.conditioning.future

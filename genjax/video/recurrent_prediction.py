@@ -17,11 +17,15 @@ from genjax.nn.convolutional_recurrence import (
     conv_lstm_step,
     convolve,
     convolve_sequence,
+    gates_apart,
+    gates_joined,
     kernel_init,
     spatiotemporal_lstm_kernels,
     spatiotemporal_lstm_step,
     zero_state,
 )
+from genjax.nn.layout import gathered
+from genjax.nn.split_by_hand import each_device_its_part
 from genjax.video.conditioning import Known
 from genjax.video.roll_out import (
     Plan,
@@ -82,17 +86,31 @@ class ConvLSTMPredictor(nn.Module):
             end) are those of the input.
         """
         del train
-        plan, truth, ahead = _prepare(self, clips, mask)
-        width = truth.shape[-1] + (0 if ahead is None else ahead.shape[-1])
+        _check(self, clips, mask)
+        width, pixels = _widths(self, clips.shape[-1])
         shape = (self.kernel_size, self.kernel_size)
         kernels = []
         for index, features in enumerate(self.features):
             kernel_shape = (*shape, width + features, 4 * features)
             kernels.append(self.param(f"layers_{index}_kernel", kernel_init, kernel_shape))
             width = features
-        output = self.param("output_kernel", kernel_init, (1, 1, width, truth.shape[-1]))
-        zeros = [zero_state(truth[0], features, self.dtype) for features in self.features]
-        state: Any = [(zero, zero) for zero in zeros]
+        output = self.param("output_kernel", kernel_init, (1, 1, width, pixels))
+        kernels = [gates_apart(kernel, 4) for kernel in gathered(kernels)]
+        return each_device_its_part(
+            self._predict, kernels, output, (clips, mask), feed, unit=self.patch_size
+        )
+
+    def _predict(
+        self, kernels: list[Array], output: Array, seen: tuple[Clips, Mask], feed: Feed
+    ) -> Clips:
+        clips, mask = seen
+        plan, truth, ahead = _prepare(self, clips, mask)
+        # What a device has of a layer's features is what it has of the kernel's.
+        state: Any = [
+            tuple(zero_state(truth[0], count, self.dtype) for count in (features, kernel.shape[-1]))
+            for features, kernel in zip(self.features, kernels, strict=True)
+        ]
+        kernels = [gates_joined(kernel) for kernel in kernels]
         settings: dict[str, Any] = {"forget_bias": self.forget_bias, "dtype": self.dtype}
 
         def step(state: Any, x: Array) -> tuple[Any, Array]:
@@ -149,19 +167,38 @@ class PredRNNPredictor(nn.Module):
     ) -> Clips:
         """Predict each frame from those before it; see `ConvLSTMPredictor`."""
         del train
-        plan, truth, ahead = _prepare(self, clips, mask)
-        width = truth.shape[-1] + (0 if ahead is None else ahead.shape[-1])
+        _check(self, clips, mask)
+        width, pixels = _widths(self, clips.shape[-1])
         layers = []
         for index in range(self.num_layers):
+            kernels = spatiotemporal_lstm_kernels(
+                self, width, self.features, self.kernel_size, f"layers_{index}_"
+            )
             layers.append(
-                spatiotemporal_lstm_kernels(
-                    self, width, self.features, self.kernel_size, f"layers_{index}_"
-                )
+                {
+                    name: gates_apart(kernel, kernel.shape[-1] // self.features)
+                    for name, kernel in gathered(kernels).items()
+                }
             )
             width = self.features
-        output = self.param("output_kernel", kernel_init, (1, 1, width, truth.shape[-1]))
-        zero = zero_state(truth[0], self.features, self.dtype)
-        state = ([(zero, zero)] * self.num_layers, zero)
+        output = self.param("output_kernel", kernel_init, (1, 1, width, pixels))
+        return each_device_its_part(
+            self._predict, layers, output, (clips, mask), feed, unit=self.patch_size
+        )
+
+    def _predict(
+        self,
+        layers: list[dict[str, Array]],
+        output: Array,
+        seen: tuple[Clips, Mask],
+        feed: Feed,
+    ) -> Clips:
+        clips, mask = seen
+        plan, truth, ahead = _prepare(self, clips, mask)
+        own = layers[0]["temporal"].shape[-1]
+        zero, cell = (zero_state(truth[0], n, self.dtype) for n in (self.features, own))
+        state = ([(zero, cell)] * self.num_layers, zero)
+        layers = [{name: gates_joined(k) for name, k in layer.items()} for layer in layers]
 
         def step(state: Any, x: Array) -> tuple[Any, Array]:
             states, memory = state
@@ -177,12 +214,18 @@ class PredRNNPredictor(nn.Module):
         return _finish(self, step, state, clips, mask, feed, (plan, truth, ahead), [])
 
 
+def _widths(module: Any, channels: int) -> tuple[int, int]:
+    """Channels of what a step reads, hints included, and of a frame's patches."""
+    plan, area = make_plan(module.known, module.partial), module.patch_size**2
+    hinted = (channels + 1 + module.partial) if plan.has_hints else 0
+    return area * (channels + hinted), area * channels
+
+
 Prepared = tuple[Plan, Float[Array, "S B h w P"], Float[Array, "S B h w _"] | None]
 
 
 def _prepare(module: Any, clips: Clips, mask: Mask) -> Prepared:
     """The plan of a roll-out, the patches that its steps may read, and those of its hints."""
-    _check(module, clips, mask)
     plan = make_plan(module.known, module.partial)
     read = [target - 1 for target in plan.targets]
     frames = clips[:, max(read[0], 0) : read[-1] + 1]

@@ -12,7 +12,7 @@ frames are one model.
 Letters: B batch, T time, H height, W width, C channels, F features; S known and P predicted frames.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from genjax.errors import UserError
 from genjax.nn.dense import Dense
+from genjax.nn.layout import split_images
 from genjax.video.simvp_layers import (
     INCEPTION_GROUPS,
     GatedAttentionBlock,
@@ -184,31 +185,32 @@ class SimVP(nn.Module):
         if mask is not None:
             source = jnp.concatenate([source, (mask > 0).astype(source.dtype)], -1)
         batch = clips.shape[0]
-        frames = jnp.stack([source[:, frame] for frame in inputs], 1)
-        frames = frames.reshape(-1, *frames.shape[2:]).astype(self.dtype)
+        frames = taken_frames([(source, frame) for frame in inputs])
+        frames = split_images(frames.reshape(-1, *frames.shape[2:]).astype(self.dtype))
 
         first, encoded = self._encode(frames)
         height, width, features = encoded.shape[1:]
         by_time = encoded.reshape(batch, -1, height, width, features)
-        hidden = by_time.transpose(0, 2, 3, 1, 4).reshape(batch, height, width, -1)
-        hidden = self._translator(len(outputs))(hidden, train)
-        by_time = hidden.reshape(batch, height, width, -1, features).transpose(0, 3, 1, 2, 4)
-        hidden = by_time.reshape(-1, height, width, features)
+        # Not a transposition: of that the compiler for TPUs would gather rows that are split.
+        hidden = jnp.concatenate([by_time[:, place] for place in range(len(inputs))], -1)
+        hidden = self._translator(len(outputs))(split_images(hidden), train)
+        by_time = jnp.stack(jnp.split(hidden, len(outputs), -1), 1)
+        hidden = split_images(by_time.reshape(-1, height, width, features))
 
-        parts = jnp.split(first.reshape(batch, -1, *first.shape[1:]), len(inputs), 1)
+        first = first.reshape(batch, -1, *first.shape[1:])
         sources = [place * len(inputs) // len(outputs) for place in range(len(outputs))]
-        skip = jnp.concatenate([parts[place] for place in sources], 1)
-        predicted = self._decode(hidden, skip.reshape(-1, *first.shape[1:]))
+        skip = taken_frames([(first, place) for place in sources])
+        predicted = self._decode(hidden, split_images(skip.reshape(-1, *skip.shape[2:])))
 
         wide = jnp.promote_types(self.dtype, jnp.float32)
         predicted = predicted.astype(wide).reshape(batch, -1, *clips.shape[2:])
+        given = clips.astype(wide)
         places = {frame: place for place, frame in enumerate(outputs)}
-        return jnp.stack(
+        return taken_frames(
             [
-                predicted[:, places[frame]] if frame in places else clips[:, frame].astype(wide)
+                (predicted, places[frame]) if frame in places else (given, frame)
                 for frame in range(len(self.known))
-            ],
-            1,
+            ]
         )
 
     def _resampled(self) -> list[bool]:
@@ -227,15 +229,15 @@ class SimVP(nn.Module):
 
     def _encode(self, frames: Array) -> tuple[Array, Array]:
         """The first layer's features, and the last's."""
-        first = hidden = self._conv(0, "down", "encoder")(frames)
+        first = hidden = split_images(self._conv(0, "down", "encoder")(frames))
         for layer in range(1, self.spatial_layers):
-            hidden = self._conv(layer, "down", "encoder")(hidden)
+            hidden = split_images(self._conv(layer, "down", "encoder")(hidden))
         return first, hidden
 
     def _decode(self, hidden: Array, skip: Array) -> Array:
         """Back through the encoder's layers; the last one adds what its first one made."""
         for layer in reversed(range(1, self.spatial_layers)):
-            hidden = self._conv(layer, "up", "decoder")(hidden)
+            hidden = split_images(self._conv(layer, "up", "decoder")(hidden))
         hidden = self._conv(0, "up", "decoder")(hidden + skip)
         return Dense(self.channels, dtype=self.dtype, name="readout")(hidden)
 
@@ -303,3 +305,15 @@ class SimVP(nn.Module):
                 f"spatial_features = {self.spatial_features} times {predicted} predicted frames "
                 f"must be a multiple of {INCEPTION_GROUPS} for the inception translator"
             )
+
+
+def taken_frames(chosen: list[tuple[Array, int]]) -> Float[Array, "B T H W _"]:
+    """Frames of clips, by clips and number, in a row; those that follow one another together."""
+    runs: list[list[Any]] = []
+    for clips, number in chosen:
+        if runs and runs[-1][0] is clips and runs[-1][2] == number:
+            runs[-1][2] += 1
+        else:
+            runs.append([clips, number, number + 1])
+    parts = [clips[:, start:stop] for clips, start, stop in runs]
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, 1)

@@ -28,6 +28,7 @@ from genjax.image.stylegan2_layers import (
     MappingNetwork,
     channels_at,
 )
+from genjax.nn.layout import split_images
 from genjax.nn.resample import normalized, upsample2d
 from genjax.video.conditions import Conditions
 from genjax.video.first_frame import check_first, starting_with
@@ -170,4 +171,4 @@ class FrameSynthesis(nn.Module):
     ) -> Array:
         # The layer's number chooses the noise, of which there is none.
         layer = StyledConv(features, layer=0, up=up, noise=False, dtype=self.dtype, name=name)
-        return layer(hidden, styles)
+        return split_images(layer(hidden, styles))

@@ -21,6 +21,7 @@ from genjax.image.sizes import resolutions
 from genjax.nn.batch_norm import BatchNorm
 from genjax.nn.convolution import ConvTranspose
 from genjax.nn.convolution3d import Conv3D, ConvTranspose3D
+from genjax.nn.layout import split_clips, split_images
 from genjax.video.conditions import Conditions
 from genjax.video.first_frame import FirstFrameEncoder, check_first, starting_with
 
@@ -145,7 +146,8 @@ class VGANGenerator(nn.Module):
         return min(self.base_channels << (levels - level), self.max_channels)
 
     def _activated(self, hidden: Array, name: str, train: bool) -> Array:
-        return nn.relu(BatchNorm(dtype=self.dtype, name=name)(hidden, train))
+        split = split_images if hidden.ndim == 4 else split_clips
+        return split(nn.relu(BatchNorm(dtype=self.dtype, name=name)(hidden, train)))
 
     def _first(
         self, inputs: Array, encoding: Array | None, shape: tuple[int, ...], name: str
@@ -258,7 +260,7 @@ class VGANDiscriminator(nn.Module):
             if normalized:
                 norm = BatchNorm(dtype=self.dtype, name=f"norm_{level}")
                 hidden = norm(hidden, train)
-            hidden = nn.leaky_relu(hidden, 0.2)
+            hidden = split_clips(nn.leaky_relu(hidden, 0.2))
         hidden = hidden.reshape(len(hidden), -1)
         hidden = hidden.astype(output_dtype(hidden.dtype))
         logits = nn.Dense(1, kernel_init=_KERNEL, name="output")(hidden)[:, 0]

@@ -4,7 +4,7 @@ Letters: B batch, T time, H height, W width, C channels, Z latent size.
 """
 
 import functools
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from jaxtyping import Array, Key
 
 from genjax.config import Config
 from genjax.data.clip_batches import training_batches
-from genjax.data.clip_source import ClipSource
+from genjax.data.clip_source import CLIPS, ClipSource
 from genjax.data.clip_sources import open_clips
 from genjax.errors import UserError
 from genjax.flops import count_flops
@@ -23,6 +23,7 @@ from genjax.image.adversarial_step import GENERATOR, AdversarialStep, Variant
 from genjax.task import Batch, Evaluation, Sample, Shard, Task, TrainState
 from genjax.video.clip_generation import ClipView, generate_clips, sample_clips
 from genjax.video.features import features_name, make_clip_extractor, save_clip_assets
+from genjax.video.split_rows import check_row_split
 from genjax.video.video_adversarial_config import ClipGenerationConfig, VideoAdversarialConfig
 from genjax.video.video_evaluation import JUDGE, ClipEvaluation
 from genjax.video.video_figures import ClipFigures
@@ -32,25 +33,35 @@ from genjax.video.video_judges import example_material, make_judges, make_materi
 class VideoAdversarial(Task):
     """A generator of clips against discriminators of frames, of clips, or of both."""
 
-    def __init__(self, config: VideoAdversarialConfig, assets: Path | None = None) -> None:
+    # Motion is recurrent, and discriminators compare frames: rows are split, not time.
+    sequence_dimensions: Mapping[str, int] | None = {CLIPS: 2}
+
+    def __init__(
+        self,
+        config: VideoAdversarialConfig,
+        assets: Path | None = None,
+        source: ClipSource | None = None,
+    ) -> None:
         """Make the networks of a config for the clips of its source.
 
         Args:
             config: the run's config.
             assets: what an existing run saved; None for a new run.
+            source: the clips; those of the config by default.
 
         Raises:
             UserError: the clips are missing or do not fit the networks.
         """
         self.config = config
         self._assets = assets
-        self.source: ClipSource = open_clips(config.data.source, config.data.frames)
+        self.source: ClipSource = source or open_clips(config.data.source, config.data.frames)
         if config.data.mirror and {"left", "right"} & set(self.source.class_names):
             raise UserError(
                 f"data.mirror: the classes of {self.source.name} are directions, and a mirrored "
                 "clip would have another one; leave it out"
             )
         shape, classes = self.source.clip_shape, self.source.num_classes
+        check_row_split(config.mesh.sequence, shape[1])
         try:
             networks = config.model.make(shape, classes, config.image_conditional)
             judges = make_judges(config, networks)

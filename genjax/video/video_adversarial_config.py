@@ -163,6 +163,19 @@ class VideoAdversarialConfig(GameConfig):
 
         return VideoAdversarial(self, assets)
 
+    def rehearsal_task(self) -> Task:
+        """The same without its clips; see `stand_in_clips` for what is assumed of them."""
+        from genjax.data.stand_in_clips import stand_in_clips
+        from genjax.video.video_adversarial import VideoAdversarial
+
+        evaluation = self.evaluation.model_copy(
+            update={"metrics": ("frechet",), "features": ClipPixelFeatures()}
+        )
+        config = self.model_copy(
+            update={"evaluation": evaluation, "checkpoint": self.checkpoint.without_best()}
+        )
+        return VideoAdversarial(config, source=stand_in_clips(self.data.source, self.data.frames))
+
     def generation_schema(self) -> type[Config]:
         """Clips."""
         return ClipGenerationConfig

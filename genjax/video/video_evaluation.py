@@ -19,6 +19,8 @@ from genjax.data.clip_source import LABELS, ClipSource
 from genjax.image.adversarial_step import to_float
 from genjax.image.generator_view import latents_by_number
 from genjax.image.metrics.features import Extractor, Features
+from genjax.nn.layout import gathered, split_clips
+from genjax.parallel.partition import split_like_batch
 from genjax.task import Batch, Evaluation, Shard, Tree
 from genjax.video.clip_generation import ClipView, conditions_of
 from genjax.video.features import I3DExtractor
@@ -50,8 +52,11 @@ class ClipEvaluation:
         self.view = view
         self.extractor = extractor
         self._figures = figures
-        self._render = jax.jit(source.render)
-        self._apply = jax.jit(extractor.apply)
+        # Whole everywhere, so that each of several processes can fetch all clips.
+        self._render = jax.jit(lambda batch: gathered(source.render(batch)))
+        self._apply = jax.jit(
+            lambda params, clips: gathered(extractor.apply(params, split_like_batch(clips)))
+        )
         self._known: dict[str, tuple[Features, Measured]] = {}
         # Fixed: every evaluation of every run draws the same latents.
         self._key = jax.random.key(20_260)
@@ -109,7 +114,7 @@ class ClipEvaluation:
         """
         latents = latents_by_number(self._key, batch["index"], self.view.latent_size)
         # Drawn for their first frames alone: nothing else of them is computed.
-        real = to_float(self.source.render(batch))
+        real = split_clips(to_float(self.source.render(batch)))
         conditions = make_conditions(real, batch, self.config.image_conditional)
         clips = stored(self.view.clips(variables, latents, conditions))
         result: dict[str, Any] = {
@@ -119,7 +124,7 @@ class ClipEvaluation:
         }
         if LABELS in batch:
             result[LABELS] = batch[LABELS]
-        return result
+        return gathered(result)
 
     # ---- all of them, on the host -------------------------------------------------------------
 

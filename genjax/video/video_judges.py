@@ -15,6 +15,8 @@ from genjax.image.adversarial_judge import Judge, View
 from genjax.image.adversarial_step import DISCRIMINATOR, GeneratorPenalty, Material, to_float
 from genjax.image.augmentation import Augmentation, make_augmentation
 from genjax.image.augmentation_pixels import Probability
+from genjax.nn.layout import split_clips
+from genjax.parallel.partition import split_like_batch
 from genjax.task import Batch
 from genjax.video.conditions import Conditions
 from genjax.video.model_config import VideoNetworks
@@ -75,7 +77,8 @@ def random_frames(count: int, start: int = 0, compared: int = 1) -> View:
         clips: Float[Array, "B T H W C"], conditions: Conditions, key: Key[Array, ""]
     ) -> tuple[Float[Array, "N H W C"], Any]:
         size, time = clips.shape[:2]
-        order = jnp.argsort(jax.random.uniform(key, (size, time - start)), 1)[:, :count] + start
+        places = split_like_batch(jax.random.uniform(key, (size, time - start)))
+        order = jnp.argsort(places, 1)[:, :count] + start
         frames = jnp.take_along_axis(clips, order[..., None, None, None], 1)
         several = next(n for n in range(min(compared, size), 0, -1) if size % n == 0)
 
@@ -131,7 +134,7 @@ def make_material(
         clips = source.render(batch)
         if config.data.mirror:
             clips = mirror_clips(clips, key)
-        examples = to_float(clips)
+        examples = split_clips(to_float(clips))
         return Material(examples, make_conditions(examples, batch, config.image_conditional))
 
     return material
