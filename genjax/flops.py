@@ -58,6 +58,9 @@ def _equation_flops(equation: core.JaxprEqn) -> float:
         turns = params["length"]
     elif name == "shard_map":
         turns = _shards(params)
+    elif name == "pallas_call":
+        # Blocks that a mask leaves out count too, where the kernel's grid has them.
+        turns = math.prod(params["grid_mapping"].grid)
     return turns * sum(_jaxpr_flops(inner) for inner in _inner(params))
 
 

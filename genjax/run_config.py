@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from genjax.config import Config
 from genjax.errors import UserError
@@ -32,6 +32,10 @@ class CheckpointConfig(Config):
     best_is: BestIs = "lowest"
     """Which value of best_metric is the best: "lowest" for a distance, "highest" for a score."""
 
+    def without_best(self) -> "CheckpointConfig":
+        """The same where no figures are measured that a best checkpoint could have."""
+        return self.model_copy(update={"best_metric": None})
+
 
 class EvaluationTiming(Config):
     """When the evaluation that accompanies training runs."""
@@ -52,12 +56,37 @@ class LogConfig(Config):
 
     every: int = Field(default=10, ge=1)
     """Log training metrics each time this many steps are done."""
+    profile_steps: tuple[int, int] | None = None
+    """First and last step to trace with the profiler, counted from 1, such as [10, 20]: the trace
+    and a table of the operations that take longest go to the run's `profile/`, and the report
+    shows the table. Choose steps without evaluation and samples; step 1 compiles."""
     progress: bool = True
     """Show a progress bar with speed, remaining time and loss."""
     tensorboard: bool = False
     """Also write TensorBoard event files."""
     wandb_project: str | None = None
     """Also log to this Weights & Biases project (needs the `wandb` extra)."""
+
+    @field_validator("profile_steps")
+    @classmethod
+    def _steps_to_profile(cls, steps: tuple[int, int] | None) -> tuple[int, int] | None:
+        if steps is not None and not 2 <= steps[0] < steps[1]:
+            raise ValueError(
+                f"[{steps[0]}, {steps[1]}]: give a first step of at least 2 (step 1 compiles) and "
+                "a last one after it, such as [10, 20]"
+            )
+        return steps
+
+
+class FaultsConfig(Config):
+    """When a run that cannot go on ends itself."""
+
+    hang_minutes: float | None = Field(default=60.0, gt=0.0)
+    """End when no step was done in so many minutes, with the stacks of all threads. Compiling,
+    evaluating, sampling and reading or writing a checkpoint may take four times as long, the
+    evaluation for each of its batches. "none" never ends it."""
+    lost_seconds: float = Field(default=30.0, ge=2.0)
+    """Of several processes: end when one has not been heard of for so many seconds."""
 
 
 class RunConfig(Config):
@@ -80,6 +109,18 @@ class RunConfig(Config):
     """How many devices along each axis."""
     platform: PlatformConfig = PlatformConfig()
     """How JAX is set up."""
+    faults: FaultsConfig = FaultsConfig()
+    """When a run that cannot go on ends itself."""
+
+    @model_validator(mode="after")
+    def _profiles_steps_that_it_makes(self) -> "RunConfig":
+        last = self.log.profile_steps and self.log.profile_steps[1]
+        if last is not None and last > self.steps:
+            raise ValueError(
+                f"log.profile_steps ends at step {last}, and the run at step {self.steps}: "
+                "profile earlier steps"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_figure_to_judge_by(self) -> "RunConfig":
@@ -104,6 +145,16 @@ class RunConfig(Config):
                 new run, whose assets are made from its data.
         """
         raise NotImplementedError(f"{type(self).__name__} makes no task")
+
+    def rehearsal_task(self) -> "Task":
+        """The task without its data: its shapes and its step, and batches that hold nothing.
+
+        `dataset("train", Shard())[0]` has the shapes of a global batch, and costs little.
+
+        Raises:
+            UserError: the config alone does not tell a shape.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot be rehearsed without its data")
 
     def generation_schema(self) -> type[Config]:
         """The flat config of a request to `Task.generate`."""
@@ -140,5 +191,5 @@ class RunConfig(Config):
         return None
 
 
-RESUMABLE_CHANGES = ("checkpoint", "log", "mesh", "platform")
+RESUMABLE_CHANGES = ("checkpoint", "log", "mesh", "platform", "faults")
 """Tables that may differ when a run goes on: they say how it runs, not what it computes."""

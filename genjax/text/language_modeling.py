@@ -44,19 +44,25 @@ NETWORK = "language_model"
 class LanguageModeling(Task):
     """Next-token prediction with the loss in nats, averaged over the targets that count."""
 
-    def __init__(self, config: LanguageModelingConfig, assets: Path | None = None) -> None:
+    def __init__(
+        self,
+        config: LanguageModelingConfig,
+        assets: Path | None = None,
+        data: TextData | None = None,
+    ) -> None:
         """Make the model of a config.
 
         Args:
             config: the run's config.
             assets: what an existing run saved; None makes the tokenizer from the data.
+            data: the text and its tokenizer; those of the config by default.
 
         Raises:
             UserError: the data or the tokenizer is missing or does not fit the config.
         """
         config.check_best_metric(FIGURES)
         self.config = config
-        self.data = TextData(
+        self.data = data or TextData(
             config.data, with_end_of_text=isinstance(config.data.batching, Documents), assets=assets
         )
         batching = config.data.batching

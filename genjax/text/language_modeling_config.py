@@ -144,6 +144,13 @@ class LanguageModelingConfig(RunConfig):
 
         return LanguageModeling(self, assets)
 
+    def rehearsal_task(self) -> Task:
+        """The same without its text; see `StandInText` for what is assumed of it."""
+        from genjax.text.language_modeling import LanguageModeling
+        from genjax.text.stand_in_text import StandInText
+
+        return LanguageModeling(self, data=StandInText(self.data))
+
     def generation_schema(self) -> type[Config]:
         """Prompts and sampling."""
         return TextGenerationConfig

@@ -224,7 +224,7 @@ def groups(runs: list[Run], labels: list[str]) -> list[Group]:
         bare = Chart(known.title, known.note, made, marks, last_step=last_step)
         return framed(bare, allow_log=known.smooth)
 
-    shown = {("speed", "seconds")}
+    shown: set[tuple[str, str]] = set()
     heads = _heads(runs, single, found, curves, shown)
     large = [
         framed(replace(head, large=True, last_step=last_step), allow_log=True)

@@ -7,7 +7,7 @@ import numpy as np
 
 from tools.report.charts import swatch
 from tools.report.html import details, section, table, text
-from tools.report.names import duration, figure, leader, metric
+from tools.report.names import duration, figure, is_wall_time, leader, metric
 from tools.runs import Record, Run, scalars
 
 STATES = {
@@ -61,11 +61,13 @@ def wall_time(run: Run) -> float:
     return float(seconds.values[-1]) if seconds is not None else math.nan
 
 
-def median(run: Run, name: str) -> float:
-    """The median of a figure of speed over the run; NaN if it logged none."""
+def typical(run: Run, name: str) -> float:
+    """The median of a figure of speed over the run, of goodput the last; NaN if it logged none."""
     series = run.series("speed").get(name)
     values = series.values[np.isfinite(series.values)] if series is not None else np.zeros(0)
-    return float(np.median(values)) if len(values) else math.nan
+    if not len(values):
+        return math.nan
+    return float(values[-1] if name == "goodput" else np.median(values))
 
 
 def tiles(run: Run) -> str:
@@ -89,10 +91,11 @@ def tiles(run: Run) -> str:
     told = f'<p class="protocol">Protocol: {text(protocol)}</p>' if protocol else ""
     speed = []
     for name in run.series("speed"):
-        value = median(run, name)
-        if name == "seconds" or not math.isfinite(value):
+        value = typical(run, name)
+        if is_wall_time(name) or not math.isfinite(value):
             continue
-        speed.append(_tile(_short(name), _speed(name, value), "median"))
+        note = "of the wall time" if name == "goodput" else "median"
+        speed.append(_tile(_short(name), _speed(name, value), note))
     total = wall_time(run)
     if math.isfinite(total):
         speed.append(_tile("Wall time", duration(total), "training, all resumes"))
@@ -105,10 +108,10 @@ def overview(runs: list[Run], labels: list[str]) -> str:
     rows = [reached(run) for run in runs]
     names = _names([line for got in rows for line in (got.best or got.last,) if line])
     speed = list(dict.fromkeys(name for run in runs for name in run.series("speed")))
-    speed = [name for name in speed if name != "seconds"]
+    speed = [name for name in speed if not is_wall_time(name)]
     columns: list[list[float]] = [
         [scalars(got.best or got.last or {}).get(name, math.nan) for got in rows] for name in names
-    ] + [[median(run, name) for run in runs] for name in speed]
+    ] + [[typical(run, name) for run in runs] for name in speed]
     tops = [_top(values, name) for name, values in zip([*names, *speed], columns, strict=True)]
     body = []
     for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
@@ -134,8 +137,8 @@ def overview(runs: list[Run], labels: list[str]) -> str:
             f"their figures do not compare.</p>{told}"
         )
     note = (
-        '<p class="note">Each run at its best validation; speed is the median over the run. '
-        "Bold marks the best of a column.</p>"
+        '<p class="note">Each run at its best validation; speed is the median over the run, '
+        "goodput its last value. Bold marks the best of a column.</p>"
     )
     return section("Runs", table([*head, "Wall time"], body, kind="numbers") + note + told, "runs")
 
@@ -270,7 +273,7 @@ def _short(name: str) -> str:
 
 def _speed(name: str, value: float) -> str:
     """A figure of speed with its unit, three significant figures."""
-    if name == "mfu":
+    if name in ("mfu", "goodput", "input_wait"):
         return f"{100 * value:.1f}%"
     if name == "step_time":
         return f"{1000 * value:.3g} ms" if value < 1 else f"{figure(value, 3)} s"

@@ -40,6 +40,8 @@ METRICS = {
     "compile_seconds": Metric("Compile time", "seconds", drawn=False),
     "step_time": Metric("Step time", "seconds", "lower"),
     "mfu": Metric("Model FLOPs utilisation", "share of peak", "higher"),
+    "goodput": Metric("Goodput", "share of the wall time so far in steps kept", "higher"),
+    "input_wait": Metric("Input wait", "share of the steps' time", "lower"),
     "discriminator_loss": Metric("Discriminator loss"),
     "generator_loss": Metric("Generator loss"),
     "real_sign": Metric("Sign on real images", "E[sign D(real)]; near 1 means D overfits"),
@@ -82,6 +84,11 @@ Their names go on with what they stand on, such as the network whose features th
 _FIGURE = re.compile(rf"({'|'.join(sorted(FIGURES, key=len, reverse=True))})(?![a-zA-Z])(.*)")
 
 
+def is_wall_time(name: str) -> bool:
+    """Whether it is wall time, or a part of it: summed over the run, and in a table of its own."""
+    return name == "seconds" or name.startswith("seconds_")
+
+
 def metric(name: str) -> Metric:
     """The entry of a metric; an unknown name gets a title made from it.
 
@@ -90,6 +97,8 @@ def metric(name: str) -> Metric:
     """
     if name in METRICS:
         return METRICS[name]
+    if is_wall_time(name):
+        return Metric(name.replace("_", " ").capitalize(), drawn=False)
     if (found := _FIGURE.fullmatch(name)) is not None:
         known, rest = FIGURES[found[1]], found[2].strip("_/ ").replace("_", " ")
         return replace(known, title=f"{known.title} ({rest})") if rest else known

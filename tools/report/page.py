@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from genjax.errors import UserError
-from tools.report import figures, material
+from tools.report import figures, material, timing
 from tools.report.charts import COLOURS, DASHES, render, swatch
 from tools.report.curves import EARLY_HALF_LIFE, HALF_LIFE, groups
 from tools.report.html import section, text
@@ -50,6 +50,8 @@ def page(runs: list[Run]) -> str:
         _curves(runs, labels),
         samples(runs, labels),
         figures.evaluations(runs, labels),
+        timing.wall_times(runs, labels),
+        timing.profiles(runs, labels),
         material.configs(runs, labels),
         material.environments(runs, labels),
         material.events(runs, labels),
