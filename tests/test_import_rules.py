@@ -113,7 +113,8 @@ def test_only_the_parallel_package_of_the_core_knows_devices():
 
 def test_models_do_not_know_the_mesh():
     # A kernel that is split by hand names the axes; it is told nothing about devices.
-    allowed = ("genjax.parallel.mesh", "genjax.parallel.mesh.BATCH_AXES")
+    axes = ("BATCH_AXES", "SEQUENCE_AXIS", "TENSOR_AXIS")
+    allowed = ("genjax.parallel.mesh", *(f"genjax.parallel.mesh.{name}" for name in axes))
     found = importers(sources("genjax/nn"), "genjax.parallel")
     assert [one for one in found if one.partition(": ")[2] not in allowed] == []
 
@@ -122,8 +123,10 @@ def test_tensorflow_is_imported_nowhere():
     assert importers(sources(*PACKAGES, "tests"), "tensorflow") == []
 
 
-def test_private_modules_of_jax_are_used_nowhere():
-    files = sources(*PACKAGES, "tests")
+def test_private_modules_of_jax_are_used_in_one_place():
+    # JAX's coordination service has no public key-value store.
+    allowed = Path("genjax/parallel/processes.py")
+    files = [file for file in sources(*PACKAGES, "tests") if file != allowed]
     assert importers(files, "jax._src", "jaxlib", "flax.core.nn") == []
     private = [
         f"{file}: {name}"

@@ -6,17 +6,21 @@ import logging
 import re
 import signal
 import sys
+import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 from rich.console import Console
 
 from genjax.config import expand, load, print_help
 from genjax.errors import UserError
 from genjax.families import FAMILIES
-from genjax.parallel import platform
+from genjax.parallel import platform, processes
 from genjax.run_config import RunConfig
+from train import BEGAN
+from train.peers import Peers
 
 USAGE_ERROR = 2
 """Exit code of the user's mistakes; `train.loop.Outcome` has the others."""
@@ -35,8 +39,9 @@ stopped. key=value replaces a value of the file (optimizer.learning_rate=3e-4); 
 each value in turn, several such keys every combination, each in its own run directory.
 
 exit codes: 0 finished, 2 a mistake in the command, config or data, 3 diverged,
-4 the last checkpoint or the log could not be saved, 75 interrupted and saved (the same command
-goes on), 130 ended by a second Ctrl-C."""
+4 the last checkpoint or the log could not be saved, 5 no progress for faults.hang_minutes,
+6 another of several processes was lost or failed, 75 interrupted and saved, 130 ended by a second
+Ctrl-C. After 4 (once there is room), 5, 6 and 75 the same command goes on."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,6 +58,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run", action="store_true", help="print sizes and work, train nothing"
     )
+    several = parser.add_argument_group(
+        "several processes",
+        "Under SLURM (srun), Open MPI (mpirun) and on Cloud TPU the same command finds them by "
+        "itself; elsewhere start it once for each process with these three.",
+    )
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    several.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
+    several.add_argument("--process-id", type=int, metavar="I", help="which this is, from 0")
     parser.add_argument("-h", "--help", action="store_true", help="list every field of the config")
     return parser
 
@@ -71,7 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return USAGE_ERROR
         return _run(options, console)
     except UserError as error:
-        console.print(str(error), markup=False, soft_wrap=True)
+        # Of several processes one speaks for all; what another has to say, it hears from that.
+        if str(error) and processes.speaks():
+            console.print(str(error), markup=False, soft_wrap=True)
         return USAGE_ERROR
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -111,18 +126,35 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         config = load(options.config, overrides, debug=options.debug, schema=FAMILIES)
         runs.append((root / run_name, config))
     cache = {"compilation_cache": None} if options.dry_run else {}
-    platform.start(runs[0][1].platform.model_copy(update=cache))
-    worst = 0
-    for folder, config in runs:
-        if options.dry_run:
-            _dry_run(config, console)
-            continue
-        if len(runs) > 1:
-            console.print(f"run {folder}", markup=False)
-        outcome = _train(config, folder)
-        worst = max(worst, outcome)
-        if outcome == 75:
-            break
+    how = runs[0][1].platform.model_copy(update=cache)
+    platform.start(how)
+    place = processes.place_from_flags(
+        options.coordinator, options.num_processes, options.process_id
+    )
+    if not options.dry_run:
+        processes.connect(place, how.start_timeout)
+    outcome = _train_all(runs, options, console)
+    processes.disconnect()
+    return outcome
+
+
+def _train_all(
+    runs: list[tuple[Path, RunConfig]], options: argparse.Namespace, console: Console
+) -> int:
+    """Train or describe each run; returns the worst exit code."""
+    worst, began = 0, BEGAN
+    with Peers(runs[0][1].faults.lost_seconds).watch() as peers:
+        for folder, config in runs:
+            if options.dry_run:
+                _dry_run(config, console)
+                continue
+            if len(runs) > 1 and processes.speaks():
+                console.print(f"run {folder}", markup=False)
+            outcome = _train(config, folder, began, peers)
+            began = time.perf_counter()
+            worst = max(worst, outcome)
+            if outcome == 75:
+                break
     return worst
 
 
@@ -146,9 +178,10 @@ def _dry_run(config: RunConfig, console: Console) -> None:
     dry_run(config.make_task(), config, Console(highlight=False))
 
 
-def _train(config: RunConfig, folder: Path) -> int:
-    """Train one run; returns its exit code."""
+def _train(config: RunConfig, folder: Path, began: float, peers: Peers) -> int:
+    """Train one run, in a session that began then; returns its exit code."""
     # Imported late, so that help and mistakes in a config need not wait for it.
+    from train.agreement import agreed
     from train.loop import train
     from train.progress import Progress
     from train.run_directory import RunDirectory
@@ -156,19 +189,26 @@ def _train(config: RunConfig, folder: Path) -> int:
     from train.writers import has_trained
 
     run = RunDirectory(folder)
-    saved = load(run.config_file, schema=FAMILIES) if run.exists() else None
-    with stop_on_signals() as stop, Progress(bar=config.log.progress) as progress:
+    peers.checkpoints = run.checkpoints
+    # The first process may be about to start the run that the others look for.
+    exists = bool(processes.agree(int(run.exists())))
+    saved = load(run.config_file, schema=FAMILIES) if exists else None
+    show = Progress(bar=config.log.progress, quiet=not processes.is_first())
+    with stop_on_signals() as own_stop, agreed(own_stop) as stop, show as progress:
         task = None if saved is not None else config.make_task()
-        if task is None:
-            run.open(config, saved)
-        else:
-            run.open(config, None, task.save_assets)
+        save_assets = None if task is None else task.save_assets
+        processes.first_does(lambda: run.open(config, saved, save_assets))
+        if not run.exists():
+            raise UserError(
+                f"{folder}: process {jax.process_index()} does not see what the first process "
+                "wrote there; choose a --workdir that all machines share"
+            )
         try:
             if task is None:
                 task = config.make_task(run.assets)
-            result = train(task, config, run, stop, progress)
+            result = train(task, config, run, stop, progress, began, peers)
         except UserError:
-            if saved is None and not has_trained(run):
+            if saved is None and processes.is_first() and not has_trained(run):
                 run.discard()
             raise
         finally:

@@ -9,9 +9,10 @@ import json
 import logging
 import math
 import shutil
+import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from flax import traverse_util
 
 from genjax.errors import UserError
 from genjax.parallel.partition import path_name
+from genjax.parallel.processes import first_text, is_first, wait_for_all
 from genjax.run_config import BestIs, CheckpointConfig
 from genjax.task import TrainState
 from train.integrity import checksums
+from train.save_barrier import OtherProcessFailed, SaveBarrier
 from train.storage_errors import all_text, quiet, reason, without_orphans
 
 managers = ocp.checkpoint_managers
@@ -117,6 +120,7 @@ class Checkpoints:
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._hooks = without_orphans()
         self._hooks.__enter__()
+        self._barrier = SaveBarrier()
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -125,6 +129,7 @@ class Checkpoints:
                 create=config is not None,
                 cleanup_tmp_directories=config is not None,
                 enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(barrier_sync_fn=self._barrier),
             ),
             # Named, so that a program that only reads knows how to.
             item_handlers={
@@ -155,8 +160,7 @@ class Checkpoints:
         if step not in self._figures:
             try:
                 with quiet():
-                    args = ocp.args.Composite(figures=ocp.args.JsonRestore())
-                    found = self._manager.restore(step, args=args)["figures"]
+                    found = self._read_json(step, "figures")
             except Exception:
                 found = {}
             self._figures[step] = {
@@ -187,47 +191,64 @@ class Checkpoints:
         arrays = flatten(state)
         sums = {"arrays": checksums(arrays), "position": _json_checksum(position)}
         self._figures[step] = dict(figures or {})
-        try:
-            with quiet():
-                self._manager.wait_until_finished()
-                self._manager.save(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardSave(_nest(arrays)),
-                        position=ocp.args.JsonSave(position),
-                        checksums=ocp.args.JsonSave(sums),
-                        figures=ocp.args.JsonSave(self._figures[step]),
-                    ),
-                    force=True,
-                )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self._save_error(step, error) from error
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(_nest(arrays)),
+            position=ocp.args.JsonSave(position),
+            checksums=ocp.args.JsonSave(sums),
+            figures=ocp.args.JsonSave(self._figures[step]),
+        )
+        self._attempt(step, self._ready_to_save)
+        self._attempt(step, lambda: self._manager.save(step, args=args, force=True))
         self._saving = step
 
     def wait(self) -> None:
-        """Wait until the last save is on disk.
+        """Wait until the last save is on disk, that of every process.
 
         Raises:
             SaveError: it could not be written.
         """
+        self._attempt(self._saving, self._manager.wait_until_finished)
+
+    def _ready_to_save(self) -> None:
+        self._manager.wait_until_finished()
+        # Where nothing can be written at all, Orbax's threads would wait for each other.
+        with tempfile.TemporaryFile(dir=self.folder) as probe:
+            probe.write(b"?")
+
+    def _attempt(self, step: int | None, action: Callable[[], Any]) -> None:
+        """Do a part of saving a step. If it fails in one process, it fails in all.
+
+        Raises:
+            SaveError: it failed.
+        """
+        problem, cause = "", None
         try:
             with quiet():
-                self._manager.wait_until_finished()
+                action()
+        except OtherProcessFailed as error:
+            # That one has the reason.
+            cause = error
         except (OSError, ValueError, RuntimeError) as error:
-            raise self._save_error(self._saving, error) from error
+            problem, cause = reason(error), error
+        problem = first_text(problem)
+        if problem or cause is not None:
+            raise self._save_error(step, problem or str(cause)) from cause
 
-    def _save_error(self, step: int | None, error: Exception) -> SaveError:
+    def _save_error(self, step: int | None, problem: str) -> SaveError:
         self._forget_errors()
+        wait_for_all("no save is under way")
+        self._barrier.reset()
         # What was written of it would take the room that the next one needs. Other arrays of it may
         # still be on their way, so look more than once.
-        for _ in range(5):
+        for _ in range(5 if is_first() else 0):
             for part in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(part, ignore_errors=True)
             time.sleep(0.05)
+        wait_for_all("its files are gone")
         self._manager.reload()
         kept = self.steps()
         rest = f"the newest on disk is step {kept[-1]}" if kept else "there is none on disk yet"
-        return SaveError(f"could not save step {step}: {reason(error)}; {rest}")
+        return SaveError(f"could not save step {step}: {problem}; {rest}")
 
     def _forget_errors(self) -> None:
         """Let the manager raise what its threads still hold, or it would fail the next save."""
@@ -288,22 +309,17 @@ class Checkpoints:
                 shardings,
             )
         )
-        with _damage(templates):
+        with _damage_anywhere(templates):
             saved = _flat(self._manager.item_metadata(step)["state"].tree)
         self._check_same_arrays(step, saved, templates)
-        with _damage(templates):
-            read = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(_nest(templates)),
-                    position=ocp.args.JsonRestore(),
-                    checksums=ocp.args.JsonRestore(),
-                ),
+        with _damage_anywhere(templates):
+            arrays = self._load(step, templates)
+            position = self._read_json(step, "position")
+            expected, position_sum = (
+                self._read_json(step, "checksums")[name] for name in ("arrays", "position")
             )
-            arrays, position = _flat(read["state"]), read["position"]
-            expected, position_sum = (read["checksums"][name] for name in ("arrays", "position"))
-            found = checksums(arrays)
-            wrong = [name for name in found if found[name] != expected.get(name)]
+        found = checksums(arrays)
+        wrong = [name for name in found if found[name] != expected.get(name)]
         if wrong:
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             raise CorruptCheckpointError(f"the array {wrong[0]}{more} differs from its checksum")
@@ -385,18 +401,9 @@ class Checkpoints:
         forms: dict[str, jax.ShapeDtypeStruct],
         sums: dict[str, int],
     ) -> Iterator[tuple[str, jax.Array | None, str]]:
-        item = _nest({name: forms[name] for name in names})
         try:
-            with _damage(names), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                read = reader.restore(
-                    self.folder / str(step) / "state",
-                    args=ocp.args.PyTreeRestore(
-                        item=item,
-                        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-                        partial_restore=True,
-                    ),
-                )
-                arrays = _flat(read)
+            with _damage(names):
+                arrays = self._load(step, {name: forms[name] for name in names})
                 found = checksums(arrays)
         except CorruptCheckpointError:
             arrays = found = None
@@ -431,10 +438,23 @@ class Checkpoints:
             sums = self._read_json(step, "checksums")["arrays"]
             return forms, dict(sums)
 
+    def _load(self, step: int, forms: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        """Read arrays of a checkpoint; of each, this process reads the parts of its devices."""
+        item = _nest(dict(forms))
+        with _reader(ocp.PyTreeCheckpointHandler()) as reader:
+            read = reader.restore(
+                self.folder / str(step) / "state",
+                args=ocp.args.PyTreeRestore(
+                    item=item,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+                    partial_restore=True,
+                ),
+            )
+        return _flat(read)
+
     def _read_json(self, step: int, item: str) -> Any:
-        return self._manager.restore(
-            step, args=ocp.args.Composite(**{item: ocp.args.JsonRestore()})
-        )[item]
+        with _reader(ocp.JsonCheckpointHandler()) as reader:
+            return reader.restore(self.folder / str(step) / item, args=ocp.args.JsonRestore())
 
     def problems(self, step: int) -> list[str]:
         """All that is damaged in a checkpoint, a text for each array; nothing is changed.
@@ -478,11 +498,13 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         """Move a damaged checkpoint out of the way, so that its step can be saved again."""
-        target = self.folder.parent / "damaged" / str(step)
-        target.parent.mkdir(exist_ok=True)
-        if target.exists():
-            shutil.rmtree(target)
-        shutil.move(self.folder / str(step), target)
+        if is_first():
+            target = self.folder.parent / "damaged" / str(step)
+            target.parent.mkdir(exist_ok=True)
+            if target.exists():
+                shutil.rmtree(target)
+            shutil.move(self.folder / str(step), target)
+        wait_for_all("the damaged checkpoint is set aside")
         self._manager.reload()
 
     def close(self) -> None:
@@ -510,6 +532,17 @@ class _Best(managers.PreservationPolicy):
         del context
         best = self._checkpoints.best(self._metric, self._best_is)
         return [checkpoint.step == best for checkpoint in checkpoints]
+
+
+def _reader(handler: Any) -> ocp.Checkpointer:
+    """Reads in this process alone: no other waits for it if it fails, nor it for them."""
+    own = jax.process_index()
+    return ocp.Checkpointer(
+        handler,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+        ),
+    )
 
 
 def _with_key_data(state: TrainState) -> TrainState:
@@ -556,3 +589,16 @@ def _damage(names: Iterable[str]) -> Iterator[None]:
             if f"'{dotted}/'" in text or f'"{dotted}/' in text:
                 raise CorruptCheckpointError(f"the array {name} cannot be read") from error
         raise CorruptCheckpointError(f"it cannot be read ({reason(error)})") from error
+
+
+@contextmanager
+def _damage_anywhere(names: Iterable[str]) -> Iterator[None]:
+    """The same where what one process cannot read is damaged for all."""
+    problem, cause = "", None
+    try:
+        with _damage(names):
+            yield
+    except CorruptCheckpointError as error:
+        problem, cause = str(error), error
+    if problem := first_text(problem):
+        raise CorruptCheckpointError(problem) from cause

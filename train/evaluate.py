@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from genjax.task import Evaluation, Task, TrainState
 from train.stream import place
@@ -21,7 +22,8 @@ class Evaluator:
     def __init__(self, task: Task, mesh: Mesh) -> None:
         self._task = task
         self._mesh = mesh
-        self._step = jax.jit(task.eval_step)
+        # The sums are read by every process, so each holds them whole.
+        self._step = jax.jit(task.eval_step, out_shardings=(None, NamedSharding(mesh, P())))
 
     def __call__(
         self,
@@ -49,7 +51,8 @@ class Evaluator:
         for number in range(count):
             if stop():
                 raise Interrupted
-            batch = place(evaluation.batches[number], self._mesh)
+            sequence_dimensions = self._task.sequence_dimensions
+            batch = place(evaluation.batches[number], self._mesh, sequence_dimensions)
             carry, sums = self._step(state, batch)
             state = dataclasses.replace(state, carry=carry)
             # One batch late, so that the device never waits for the host.

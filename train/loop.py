@@ -10,22 +10,29 @@ from typing import Any
 import jax
 
 from genjax.parallel.mesh import make_mesh
-from genjax.parallel.partition import unsharded_share
+from genjax.parallel.partition import repeats_work, unsharded_share
+from genjax.parallel.processes import agree, process_shard, wait_for_all
 from genjax.run_config import RunConfig
-from genjax.task import Evaluation, Shard, Task
+from genjax.task import Evaluation, Task
 from train.checkpoint import Checkpoints, SaveError
-from train.clock import Clock
+from train.clock import Clock, earlier_sessions
 from train.evaluate import Evaluator, Interrupted
 from train.guard import DivergenceGuard, FigureGuard
+from train.peers import PROCESS_LOST, Peers
+from train.profiler import Profiler
 from train.program import Program
 from train.progress import Progress
 from train.run_directory import RunDirectory
 from train.signals import StopRequest
 from train.stream import BatchStream, place
+from train.watchdog import HUNG, Watchdog
 from train.writers import has_samples, open_writers, recorded, recorded_values
 
 UNSHARDED_TOLERANCE = 0.02
 """Share of the parameters' bytes that may stay whole under FSDP without a word."""
+
+NOTABLE_WAIT = 0.05
+"""Share of the steps' time spent waiting for input from which the progress shows it."""
 
 
 class Outcome(enum.IntEnum):
@@ -37,6 +44,10 @@ class Outcome(enum.IntEnum):
     """A metric was not finite, or the loss or a figure became far worse than it was."""
     NOT_SAVED = 4
     """The last checkpoint or the log could not be written."""
+    HUNG = HUNG
+    """No progress for `faults.hang_minutes`; the process ended itself without a result."""
+    PROCESS_LOST = PROCESS_LOST
+    """Another process was lost or failed; this one ended itself without a result."""
     INTERRUPTED = 75
     """Stopped by a signal and saved; the same command goes on (EX_TEMPFAIL)."""
 
@@ -52,7 +63,13 @@ class Result:
 
 
 def train(
-    task: Task, config: RunConfig, run: RunDirectory, stop: StopRequest, progress: Progress
+    task: Task,
+    config: RunConfig,
+    run: RunDirectory,
+    stop: StopRequest,
+    progress: Progress,
+    session_began: float | None = None,
+    peers: Peers | None = None,
 ) -> Result:
     """Train a task from its start, or from the newest intact checkpoint of its run directory.
 
@@ -62,20 +79,26 @@ def train(
         run: an open run directory.
         stop: polled between steps and between the batches of an evaluation.
         progress: shows what happens.
+        session_began: when, as a reading of `time.perf_counter`; by default when its clock starts.
+        peers: the run's other processes, being watched; none by default.
 
     Raises:
         UserError: the data, the mesh or the checkpoints do not fit the config.
     """
     # ---- devices ------------------------------------------------------------------------------
     mesh = make_mesh(config.mesh)
-    shard = Shard(jax.process_index(), jax.process_count())
+    shard = process_shard(mesh)
     with jax.set_mesh(mesh), contextlib.ExitStack() as opened:
+        peers = peers or Peers()
+        watchdog = opened.enter_context(Watchdog(config.faults.hang_minutes, peers.fail))
         # ---- state: from a checkpoint, or new -------------------------------------------------
         key = jax.random.key(config.seed)
         program = Program(task, mesh, config.seed)
         shapes, shardings = program.shapes, program.shardings
         checkpoints = Checkpoints(run.checkpoints, config.checkpoint, tell=progress.tell)
         opened.callback(checkpoints.close)
+        # After that: on the way out of an error, it would wait for processes that may be gone.
+        opened.push(peers.on_error)
         restored = checkpoints.restore(shapes, shardings)
         if restored is None:
             state = program.init()(key)
@@ -89,14 +112,22 @@ def train(
             mesh,
             position,
             config.platform.reading_threads,
+            task.sequence_dimensions,
         )
         opened.callback(batches.close)
 
         # ---- logs -----------------------------------------------------------------------------
+        earlier = earlier_sessions(run, step)
         # Without a checkpoint all is done again, baselines included.
         writers = open_writers(config, run, -1 if restored is None else step, progress.tell)
         opened.callback(writers.close)
-        clock = Clock(step, recorded(run, "speed", "seconds") or 0.0)
+        # What all processes read of the log, they read as the first one leaves it here.
+        wait_for_all("the log is open")
+        clock = Clock(step, earlier, session_began)
+        opened.callback(lambda: writers.record("speed", step, clock.account()))
+        if earlier:
+            # At once: the lines that it was taken from are gone.
+            writers.record("speed", step, clock.account())
         guard = DivergenceGuard(
             config.divergence_factor, recorded(run, "train", "loss", first=True)
         )
@@ -112,6 +143,11 @@ def train(
                 f"{100 * whole:.1f}% of the parameters' bytes are whole on every device in spite "
                 "of mesh.fsdp: they are small, or no dimension divides"
             )
+        if repeats_work(shardings, mesh):
+            progress.tell(
+                f"mesh.tensor = {mesh.shape['tensor']} splits nothing of this model, so devices "
+                "repeat each other's work; give them to mesh.data or mesh.fsdp"
+            )
 
         def note(message: str) -> None:
             writers.record("event", step, {"message": message})
@@ -124,10 +160,11 @@ def train(
             """Fetch and write the metrics of a step; says what is wrong with them, if anything."""
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             writers.record("train", logged_step, values)
-            step_time = clock.read(logged_step)
-            speed: dict[str, float] = {"seconds": clock.seconds()}
-            if step_time is not None:
-                speed["step_time"] = step_time
+            timed = clock.read(logged_step)
+            speed = clock.account()
+            if timed is not None:
+                step_time, input_wait = timed
+                speed |= {"step_time": step_time, "input_wait": input_wait}
                 for unit, count in task.units_per_step().items():
                     speed[f"{unit}_per_second"] = count / step_time
                 if (flops := task.flops_per_step()) is not None:
@@ -135,14 +172,22 @@ def train(
             writers.record("speed", logged_step, speed)
             losses = ["loss"] if "loss" in values else [n for n in values if n.endswith("_loss")]
             shown = {name.replace("_", " "): f"{values[name]:.4f}" for name in losses[:2]}
-            if step_time is not None:
-                shown["ms/step"] = f"{1000 * step_time:.1f}"
+            if timed is not None:
+                shown["ms/step"] = f"{1000 * timed[0]:.1f}"
+                if timed[1] > NOTABLE_WAIT:
+                    shown["waiting for input"] = f"{timed[1]:.0%}"
             progress.update(logged_step, shown)
             return guard.problem(values)
 
+        @clock.spending("evaluation")
         def evaluate(evaluation: Evaluation) -> tuple[dict[str, float], str | None]:
             """The figures of the state, written; and what is wrong with them, if anything."""
-            values = evaluator(state, evaluation, lambda: bool(stop))
+
+            def interrupted() -> bool:
+                watchdog.doing(step, "evaluation")
+                return bool(stop)
+
+            values = evaluator(state, evaluation, interrupted)
             writers.record(evaluation.name, step, values | {"protocol": evaluation.protocol})
             text = "  ".join(f"{name} {_number(value)}" for name, value in values.items())
             progress.tell(f"step {step}  {evaluation.name}: {text}")
@@ -150,20 +195,25 @@ def train(
                 return values, None
             return values, figure_guard.problem(values[best_metric])
 
+        @clock.spending("samples")
         def sample() -> None:
+            watchdog.doing(step, "samples")
             pieces = list(task.samples(state, sample_key))
             if pieces:
                 writers.samples(step, pieces)
                 progress.tell(f"step {step}  sample:\n{pieces[0].preview()}\n")
 
+        @clock.spending("saving")
         def settle() -> int | None:
             """Wait for the checkpoint under way; returns the newest step on disk."""
+            watchdog.doing(step, "saving")
             try:
                 checkpoints.wait()
             except SaveError as error:
                 event(str(error))
             return max(checkpoints.steps(), default=None)
 
+        @clock.spending("saving")
         def save() -> None:
             """Start a checkpoint, whatever became of the one before."""
             settle()
@@ -196,7 +246,7 @@ def train(
         problem: str | None = None
         if evaluation is not None:
             # A batch that does not fit the mesh is better known now than at the first evaluation.
-            place(evaluation.batches[0], mesh)
+            place(evaluation.batches[0], mesh, task.sequence_dimensions)
             if best_metric is not None and config.divergence_evaluations is not None:
                 figure_guard = FigureGuard(
                     best_metric,
@@ -211,8 +261,13 @@ def train(
                 writers.record("baseline", 0, baseline)
         else:
             event(f"resumed from step {step}")
-            owed = _due(step, config.evaluation_every(), config.steps)
-            if evaluation and owed and not recorded(run, evaluation.name, "step", step):
+            owes_evaluation, owes_samples = False, False
+            if evaluation and _due(step, config.evaluation_every(), config.steps):
+                owes_evaluation = not recorded(run, evaluation.name, "step", step)
+            if _due(step, config.samples_every(), config.steps):
+                owes_samples = not has_samples(run, step)
+            owes_evaluation, owes_samples = agree(owes_evaluation), agree(owes_samples)
+            if evaluation and owes_evaluation:
                 try:
                     figures, problem = evaluate(evaluation)
                 except Interrupted:
@@ -220,7 +275,7 @@ def train(
                     return Result(Outcome.INTERRUPTED, step, {}, message)
             if problem is not None:
                 return diverged(problem, judged_by_figure=True)
-            if _due(step, config.samples_every(), config.steps) and not has_samples(run, step):
+            if owes_samples:
                 sample()
         if step >= config.steps:
             return Result(Outcome.FINISHED, step, figures, f"all {step} steps are done")
@@ -228,11 +283,19 @@ def train(
         # ---- the loop: its order makes a resumed run equal to an unbroken one -------------
         pending: tuple[int, dict[str, Any]] | None = None
         owing = False
+        profiler = Profiler(config.log.profile_steps, run.folder / "profile", step, clock, event)
+        opened.callback(profiler.close)
         progress.start(step, config.steps)
+        clock.begin()
         while step < config.steps:
-            batch = next(batches)
+            watchdog.alive(step)
+            with clock.waiting(state.step.is_ready):
+                batch = next(batches)
+            profiler.before(step + 1, state)
             variant = task.variant(step)
             first_call = not program.compiled_before(variant)
+            if first_call:
+                watchdog.doing(step, "compiling")
             began = time.perf_counter()
             state, metrics = program.step(variant)(state, batch)
             step += 1
@@ -241,6 +304,8 @@ def train(
                 seconds = time.perf_counter() - began
                 writers.record("speed", step, {"compile_seconds": seconds})
                 clock.restart(step)
+                clock.move(seconds, "compilation")
+            profiler.after(step, state)
 
             # Metrics are fetched one step late, while the devices work on the next step.
             if pending is not None:
@@ -305,7 +370,11 @@ def train(
             message = _stopped(stop, step, config.steps)
             note(message)
             return Result(Outcome.INTERRUPTED, step, figures, message)
-        message = f"finished all {step} steps in {clock.seconds():.0f} s"
+        account = clock.account()
+        message = (
+            f"finished all {step} steps in {account['seconds']:.0f} s "
+            f"(goodput {account['goodput']:.0%})"
+        )
         note(message)
         return Result(Outcome.FINISHED, step, figures, message)
 

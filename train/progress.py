@@ -16,10 +16,20 @@ _LINE_SECONDS = 10.0
 class Progress:
     """Steps done, speed, remaining time and loss, with messages above."""
 
-    def __init__(self, *, bar: bool = True, console: Console | None = None) -> None:
+    def __init__(
+        self, *, bar: bool = True, quiet: bool = False, console: Console | None = None
+    ) -> None:
+        """Set up.
+
+        Args:
+            bar: whether to show a bar, where there is a terminal.
+            quiet: show nothing at all, as in all processes of a run but one.
+            console: where to show it; standard error by default.
+        """
+        self._quiet = quiet
         self._console = console or Console(stderr=True, highlight=False)
         self._bar: RichProgress | None = None
-        if bar and self._console.is_terminal:
+        if bar and not quiet and self._console.is_terminal:
             self._bar = RichProgress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -63,5 +73,7 @@ class Progress:
 
     def tell(self, message: str) -> None:
         """Print a message above the bar; output to a full disk is lost, and the run goes on."""
+        if self._quiet:
+            return
         with contextlib.suppress(OSError):
             self._console.print(message, markup=False, soft_wrap=True)

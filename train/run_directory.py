@@ -50,7 +50,7 @@ class RunDirectory:
         self,
         config: RunConfig,
         saved: RunConfig | None,
-        save_assets: Callable[[Path], None] = lambda folder: None,
+        save_assets: Callable[[Path], None] | None = None,
     ) -> None:
         """Start or continue a run here.
 
@@ -74,7 +74,7 @@ class RunDirectory:
                 # Again: another process may have started and ended a run here in the meantime.
                 self._refuse_foreign_files()
             self.assets.mkdir(exist_ok=True)
-            if saved is None:
+            if saved is None and save_assets is not None:
                 save_assets(self.assets)
             self._write("environment.json", json.dumps(environment(), indent=2) + "\n")
             # Last: with it the run exists, and has all that it needs to go on.

@@ -243,6 +243,15 @@ def recorded_values(run: RunDirectory, kind: str, name: str, last: int) -> list[
     ]
 
 
+def newest(run: RunDirectory, kind: str, name: str, last: int | None = None) -> dict[str, Any]:
+    """The newest line of `metrics.jsonl` of a kind that has a name, up to a step; {} for none."""
+    found: dict[str, Any] = {}
+    for _, entry in _entries(run.metrics_file):
+        if entry["kind"] == kind and name in entry and (last is None or entry["step"] <= last):
+            found = entry
+    return found
+
+
 def has_trained(run: RunDirectory) -> bool:
     """Whether `metrics.jsonl` holds any metric of a training step, whatever the family's are."""
     return any(entry["kind"] == "train" for _, entry in _entries(run.metrics_file))

@@ -18,6 +18,8 @@ class PlatformConfig(Config):
     """Folder that keeps compiled programs between runs; an empty text turns it off."""
     reading_threads: int = Field(default=1, ge=0)
     """Threads that read batches ahead; 0 reads each batch when it is needed."""
+    start_timeout: int = Field(default=300, ge=1)
+    """Of several processes: how many seconds the first wait for the last."""
 
 
 def start(config: PlatformConfig) -> None:

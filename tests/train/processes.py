@@ -7,6 +7,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -63,12 +64,18 @@ def wait_for(condition, process=None, seconds=90):
 
 
 def main():
+    import jax
+
     import train.__main__ as program
     from tests.toy import Toy, ToyConfig
 
     class SlowToy(Toy):
         def variant(self, step):
             time.sleep(float(os.environ.get("TOY_SLEEP", "0")))
+            if step == int(os.environ.get("TOY_HANGS_AT", "-1")):
+                threading.Event().wait()
+            if f"{jax.process_index()}:{step}" == os.environ.get("TOY_FAILS"):
+                raise RuntimeError("the toy fails")
             return super().variant(step)
 
     class Config(ToyConfig):
