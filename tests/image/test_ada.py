@@ -59,6 +59,7 @@ def test_images_are_augmented_each_on_its_own():
     assert np.abs(changed[3] - actual[3]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_derivatives_equal_finite_differences_in_float64():
     rng = np.random.default_rng(5)
     images, direction, weights = rng.normal(size=(3, 3, 6, 7, 3))

@@ -84,6 +84,7 @@ def check_stopped_run(tmp_path, name):
     return assert_equal_runs(config, broken, tmp_path / "unbroken")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_with_lazy_regularisers_and_ada_equals_an_unbroken_one(tmp_path):
     state = check_stopped_run(tmp_path, "styles")
     assert 0 < state["carry/augmentation/probability"] != np.float32(0.4)

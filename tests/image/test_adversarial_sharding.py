@@ -15,6 +15,9 @@ from genjax.task import Shard
 from tests.image.small_gans import DCGAN, MODELS, R3GAN, STYLEGAN2, configured, unlabelled_task
 from train.stream import place
 
+# What the fast checks of tests/image/test_sharding.py stand for, at length.
+pytestmark = pytest.mark.slow
+
 BATCH = 32
 
 PENALTIES = {"loss": "relativistic", "r1_gamma": 1.0, "r2_gamma": 1.0, "penalty_interval": 2}

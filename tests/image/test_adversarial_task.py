@@ -73,7 +73,13 @@ def check_training(task):
     return state
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow) if kind == "stylegan2" else kind
+        for kind in MODELS
+    ],
+)
 def test_every_conditional_model_trains(kind):
     task = configured(MODELS[kind], **GAMES[kind]).make_task()
     assert task.step.generator.num_classes == 10

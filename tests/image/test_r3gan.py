@@ -293,6 +293,7 @@ def generator_step(generator, discriminator, params, others, latents, images, la
     return jax.value_and_grad(loss)(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [discriminator_step, generator_step])
 def test_eight_devices_gather_no_batch_and_agree_with_one(step):
     generator = make_generator("zeros", 3, 4, widths=(8, 6), blocks=1)

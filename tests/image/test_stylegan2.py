@@ -148,8 +148,8 @@ def test_discriminators(image_shape, settings, dtype, bar):
     "settings",
     [
         {"architecture": "residual", "num_classes": 3},
-        {"architecture": "skip"},
-        {"architecture": "plain"},
+        pytest.param({"architecture": "skip"}, marks=pytest.mark.slow),
+        pytest.param({"architecture": "plain"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 
 from genjax.errors import UserError
 from genjax.nn.cross_entropy import softmax_cross_entropy
+from genjax.parallel.mesh import MeshConfig, make_mesh
 
 
 def problem(num_tokens=23, hidden_size=8, vocab_size=11, scale=1.0):
@@ -124,3 +127,31 @@ def test_a_chunk_size_below_one_is_refused():
     hidden, kernel, bias, targets, _ = to_jax(*problem())
     with pytest.raises(UserError, match="chunk_size = 0"):
         softmax_cross_entropy(hidden, kernel, bias, targets, 0)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 5, 1000])
+@pytest.mark.parametrize(
+    "mesh",
+    [{"data": 1, "fsdp": 8}, {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2}],
+    ids=str,
+)
+def test_devices_share_tokens_and_vocabulary(mesh, chunk_size):
+    flat = problem(num_tokens=16 * 8, hidden_size=16, vocab_size=12)
+    losses, (d_hidden, d_kernel, d_bias) = reference(*flat)
+    hidden, kernel, bias, targets, weights = to_jax(*flat)
+    hidden, targets, weights = (x.reshape(16, 8, *x.shape[1:]) for x in (hidden, targets, weights))
+
+    def total(hidden, kernel, bias):
+        losses = softmax_cross_entropy(hidden, kernel, bias, targets, chunk_size)
+        return (losses * weights).sum(), losses
+
+    with jax.set_mesh(make_mesh(MeshConfig(**mesh))):
+        function = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))
+        compiled = function.lower(hidden, kernel, bias).compile()
+        gradients, found = compiled(hidden, kernel, bias)
+    np.testing.assert_allclose(found.reshape(-1), losses, rtol=1e-5, atol=1e-5)
+    for gradient, expected in zip(gradients, (d_hidden, d_kernel, d_bias), strict=True):
+        np.testing.assert_allclose(gradient.reshape(expected.shape), expected, rtol=2e-5, atol=2e-5)
+    # The kernel may be gathered; logits and features of tokens never.
+    text = compiled.as_text()
+    assert not re.findall(r"= \S*\[(?:16,8|128)(?:,\d+)*\]\S* all-gather", text)

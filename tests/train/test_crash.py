@@ -112,7 +112,10 @@ def check_killed_run_equals_unbroken(tmp_path, model, kills, seed):
         assert arrays[name].tobytes() == array.tobytes(), name
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(name, marks=pytest.mark.slow) if name == "lstm" else name for name in MODELS],
+)
 def test_killed_runs_equal_unbroken_ones(tmp_path, model):
     check_killed_run_equals_unbroken(tmp_path, model, kills=2, seed=0)
 

@@ -11,6 +11,9 @@ from genjax.parallel.mesh import MeshConfig
 from tests.image.test_adversarial_sharding import compiled, curves
 from tests.video.small_predictions import task_of
 
+# What the fast checks of tests/video/test_sharding.py stand for, at length.
+pytestmark = pytest.mark.slow
+
 CASES = {
     "convlstm": ("convlstm", "predict", {"sampling": {"kind": "reverse", "begin": 2, "steps": 9}}),
     "hoisted": ("convlstm", "predict", {}),
