@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules from config, over optax."""
 
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -11,6 +12,7 @@ from pydantic import Field, field_validator
 
 from genjax.config import Config
 from genjax.errors import UserError
+from genjax.parallel.mesh import BATCH_AXES
 from genjax.task import Tree
 
 
@@ -273,16 +275,11 @@ def accumulate(
         The sums over the whole batch and its next carry.
 
     Raises:
-        UserError: the parts do not divide the batch.
+        UserError: the parts do not divide the batch, or the devices a part.
     """
     if parts == 1:
         return gradients(batch, carry, key)
-    size = jax.tree.leaves(batch)[0].shape[0]
-    if size % parts:
-        raise UserError(
-            f"optimizer.accumulate: {parts} parts do not divide the batch of {size} examples; "
-            "change one of the two"
-        )
+    _check_parts(parts, jax.tree.leaves(batch)[0].shape[0])
 
     def split(array: Array) -> Array:
         # Part p takes rows p, p + parts, ..: a device then keeps the rows that it has.
@@ -306,6 +303,23 @@ def accumulate(
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     sums, next_carry = jax.lax.scan(body, zeros, inputs)
     return sums, jax.tree.map(join, next_carry)
+
+
+def _check_parts(parts: int, size: int) -> None:
+    if size % parts:
+        raise UserError(
+            f"optimizer.accumulate: {parts} parts do not divide the batch of {size} examples; "
+            "change one of the two"
+        )
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.shape)
+    # Devices that share an example would all do its work.
+    if size // parts % ways:
+        raise UserError(
+            f"optimizer.accumulate: a part of {size // parts} examples ({size} in {parts} parts) "
+            f"does not split over the {ways} devices of {' x '.join(BATCH_AXES)}; accumulate fewer "
+            f"parts, or make the batch a multiple of {parts * ways}"
+        )
 
 
 def update_average(average: Tree, params: Tree, decay: float) -> Tree:

@@ -164,6 +164,17 @@ class Task(abc.ABC):
     those without a name here are not split. None splits the second dimension of all: time, or the
     height of images."""
 
+    def check_mesh(self, sizes: Mapping[str, int]) -> None:
+        """Refuse a mesh over which the family cannot split its work.
+
+        Args:
+            sizes: how many devices along each axis, by its name.
+
+        Raises:
+            UserError: devices would repeat each other's work; says which field to change.
+        """
+        del sizes
+
     @abc.abstractmethod
     def init(self, key: Key[Array, ""]) -> TrainState:
         """The state before the first step; `jax.eval_shape(task.init, key)` costs nothing."""

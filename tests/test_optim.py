@@ -394,6 +394,19 @@ def test_parts_that_do_not_divide_the_batch_are_refused(kernel):
 
 
 @pytest.mark.fast
+def test_parts_that_devices_cannot_share_are_refused(kernel):
+    """Four rows on eight devices: without a word, pairs of them would do the same work."""
+    batch, carry = example()
+    step = functools.partial(accumulate, weighted_gradients(kernel))
+    with jax.set_mesh(make_mesh(MeshConfig(data=4, fsdp=2))):
+        message = r"optimizer\.accumulate: a part of 4 examples .* 8 devices .* multiple of 32"
+        with pytest.raises(UserError, match=message):
+            jax.eval_shape(functools.partial(step, 4), batch, carry, jax.random.key(0))
+    with jax.set_mesh(make_mesh(MeshConfig(data=2, tensor=4))):
+        jax.eval_shape(functools.partial(step, 4), batch, carry, jax.random.key(0))
+
+
+@pytest.mark.fast
 def test_an_average_moves_by_its_decay():
     average = {"a": jnp.array([1.0, 2.0]), "b": jnp.array(4.0)}
     params = {"a": jnp.array([3.0, -2.0]), "b": jnp.array(8.0)}

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import logging
+import os
 import re
 import signal
 import sys
@@ -20,6 +21,7 @@ from genjax.families import FAMILIES
 from genjax.parallel import platform, processes
 from genjax.run_config import RunConfig
 from train import BEGAN
+from train.last_words import end
 from train.peers import Peers
 
 USAGE_ERROR = 2
@@ -29,6 +31,9 @@ NOT_SAVED = 4
 """The same as `train.loop.Outcome.NOT_SAVED`, which is imported late."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+_PIPE_WIDTH = 120
+"""Columns of a dry run's tables where no terminal has a width."""
 
 _NAME_LENGTH = 160
 """Longest name of a sweep's run in letters; file systems allow 255 bytes."""
@@ -56,7 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workdir", type=Path, help="run directory (default: runs/NAME)")
     parser.add_argument("--debug", action="store_true", help="the config's small size, for seconds")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print sizes and work, train nothing"
+        "--dry-run", action="store_true", help="print layout, sizes and work, train nothing"
+    )
+    parser.add_argument(
+        "--devices",
+        type=int,
+        metavar="N",
+        help="with --dry-run: lay it out for N devices, which need not be here, nor the data",
     )
     several = parser.add_argument_group(
         "several processes",
@@ -117,6 +128,11 @@ def _help(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
+    if options.devices is not None and (not options.dry_run or options.devices < 1):
+        raise UserError(
+            f"--devices {options.devices}: give a number of at least 1, together with --dry-run; "
+            "training takes the devices that mesh asks for"
+        )
     grid = expand(options.overrides)
     name = options.config.stem + ("-debug" if options.debug else "")
     root = options.workdir or Path("runs") / name
@@ -132,7 +148,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         options.coordinator, options.num_processes, options.process_id
     )
     if not options.dry_run:
-        processes.connect(place, how.start_timeout)
+        processes.connect(place, how.start_timeout, lambda why: end(USAGE_ERROR, why))
     outcome = _train_all(runs, options, console)
     processes.disconnect()
     return outcome
@@ -146,7 +162,7 @@ def _train_all(
     with Peers(runs[0][1].faults.lost_seconds).watch() as peers:
         for folder, config in runs:
             if options.dry_run:
-                _dry_run(config, console)
+                _dry_run(config, options.devices)
                 continue
             if len(runs) > 1 and processes.speaks():
                 console.print(f"run {folder}", markup=False)
@@ -172,10 +188,16 @@ def _run_names(labels: list[dict[str, str]]) -> list[str]:
     ]
 
 
-def _dry_run(config: RunConfig, console: Console) -> None:
+def _dry_run(config: RunConfig, devices: int | None) -> None:
     from train.dry_run import dry_run
 
-    dry_run(config.make_task(), config, Console(highlight=False))
+    # A machine that has not the devices need not have the data.
+    task = config.make_task() if devices is None else config.rehearsal_task()
+    # In a file or a pipe rich would take 80 columns, too few for paths.
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PIPE_WIDTH
+    dry_run(task, config, console, devices)
 
 
 def _train(config: RunConfig, folder: Path, began: float, peers: Peers) -> int:
@@ -190,15 +212,18 @@ def _train(config: RunConfig, folder: Path, began: float, peers: Peers) -> int:
 
     run = RunDirectory(folder)
     peers.checkpoints = run.checkpoints
-    # The first process may be about to start the run that the others look for.
-    exists = bool(processes.agree(int(run.exists())))
+    # The first process alone looks for the run that it may be about to start: a machine that found
+    # no such folder on a shared disk may go on to find none for a minute.
+    found: list[bool] = []
+    processes.first_does(lambda: found.append(run.exists()))
+    exists = bool(processes.agree(int(any(found))))
     saved = load(run.config_file, schema=FAMILIES) if exists else None
     show = Progress(bar=config.log.progress, quiet=not processes.is_first())
     with stop_on_signals() as own_stop, agreed(own_stop) as stop, show as progress:
         task = None if saved is not None else config.make_task()
         save_assets = None if task is None else task.save_assets
         processes.first_does(lambda: run.open(config, saved, save_assets))
-        if not run.exists():
+        if not run.appears():
             raise UserError(
                 f"{folder}: process {jax.process_index()} does not see what the first process "
                 "wrote there; choose a --workdir that all machines share"

@@ -5,6 +5,7 @@ position in the data, checksums of both and the figures of the last evaluation.
 """
 
 import dataclasses
+import gc
 import json
 import logging
 import math
@@ -24,7 +25,7 @@ from flax import traverse_util
 
 from genjax.errors import UserError
 from genjax.parallel.partition import path_name
-from genjax.parallel.processes import first_text, is_first, wait_for_all
+from genjax.parallel.processes import agree, first_text, is_first, wait_for_all
 from genjax.run_config import BestIs, CheckpointConfig
 from genjax.task import TrainState
 from train.integrity import checksums
@@ -278,9 +279,13 @@ class Checkpoints:
         Raises:
             UserError: checkpoints exist and none is intact, or they belong to another model.
         """
-        steps = self.steps() if step is None else [step]
+        steps = self._common_steps() if step is None else [step]
         damaged = []
         for candidate in reversed(steps):
+            if damaged:
+                # What is left of the read that failed complains once it is collected.
+                with quiet():
+                    gc.collect()
             try:
                 restored = self._read(candidate, like, shardings)
             except CorruptCheckpointError as error:
@@ -298,6 +303,13 @@ class Checkpoints:
                 "start again with a new --workdir"
             )
         return None
+
+    def _common_steps(self) -> list[int]:
+        """What the first process finds: on a shared disk others may still see an older list."""
+        here = self.steps()
+        count = agree(len(here))
+        padded = here[:count] + [0] * (count - len(here))
+        return [agree(step) for step in padded]
 
     def _read(self, step: int, like: TrainState, shardings: Any) -> Restored:
         templates = flatten(

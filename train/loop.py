@@ -10,8 +10,7 @@ from typing import Any
 import jax
 
 from genjax.parallel.mesh import make_mesh
-from genjax.parallel.partition import repeats_work, unsharded_share
-from genjax.parallel.processes import agree, process_shard, wait_for_all
+from genjax.parallel.processes import agree, first_text, process_shard, wait_for_all
 from genjax.run_config import RunConfig
 from genjax.task import Evaluation, Task
 from train.checkpoint import Checkpoints, SaveError
@@ -27,9 +26,6 @@ from train.signals import StopRequest
 from train.stream import BatchStream, place
 from train.watchdog import HUNG, Watchdog
 from train.writers import has_samples, open_writers, recorded, recorded_values
-
-UNSHARDED_TOLERANCE = 0.02
-"""Share of the parameters' bytes that may stay whole under FSDP without a word."""
 
 NOTABLE_WAIT = 0.05
 """Share of the steps' time spent waiting for input from which the progress shows it."""
@@ -137,17 +133,9 @@ def train(
         # The same at every step, so that samples show what training changes, and apart from `key`.
         sample_key = jax.random.fold_in(key, zlib.crc32(b"samples"))
         figures: dict[str, float] = {}
-        whole = unsharded_share(shapes.params, shardings.params)
-        if mesh.shape["fsdp"] > 1 and whole > UNSHARDED_TOLERANCE:
-            progress.tell(
-                f"{100 * whole:.1f}% of the parameters' bytes are whole on every device in spite "
-                "of mesh.fsdp: they are small, or no dimension divides"
-            )
-        if repeats_work(shardings, mesh):
-            progress.tell(
-                f"mesh.tensor = {mesh.shape['tensor']} splits nothing of this model, so devices "
-                "repeat each other's work; give them to mesh.data or mesh.fsdp"
-            )
+        first = task.dataset("train", shard)[0] if mesh.shape["sequence"] > 1 else None
+        for remark in program.remarks(first or {}):
+            progress.tell(remark)
 
         def note(message: str) -> None:
             writers.record("event", step, {"message": message})
@@ -363,7 +351,8 @@ def train(
             )
             note(message)
             return Result(Outcome.NOT_SAVED, step, figures, message)
-        if (reason := writers.problem()) is not None:
+        # The first process alone writes a log.
+        if reason := first_text(writers.problem() or ""):
             message = f"step {step} is saved, but lines of the log are lost: {reason.lower()}"
             return Result(Outcome.NOT_SAVED, step, figures, message)
         if step < config.steps or (stop and owing):

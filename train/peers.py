@@ -114,7 +114,9 @@ class Peers:
         if isinstance(error, UserError):
             self._ending = True
             self._write_soon("failed", first)
-            timer = threading.Timer(3 * FAILED_GRACE, end, [2, str(error)])
+            # Before process 0 ends the others, where they did not make the same mistake.
+            patience = 3 * FAILED_GRACE if self._index == 0 else FAILED_GRACE + BEAT_SECONDS
+            timer = threading.Timer(patience, end, [2, str(error)])
             timer.daemon = True
             timer.start()
             return False

@@ -6,12 +6,13 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from genjax.parallel.mesh import batch_size_fits
 from genjax.parallel.partition import (
     batch_sharding,
+    layout_remarks,
     sequence_dimension_of,
     state_shardings,
 )
@@ -22,7 +23,8 @@ class Program:
     """A task's jitted functions on a mesh, each compiled when it is first called.
 
     The mesh may lie on devices that this machine does not have: then the functions can be lowered
-    and compiled (`step(variant).lower(..)`), under `jax.set_mesh(mesh)`, but not called.
+    and compiled (`step(variant).lower(..)`), under `jax.set_mesh(mesh)`, but not called. On an
+    abstract mesh there are shapes and shardings alone.
 
     Attributes:
         task: the task.
@@ -31,8 +33,13 @@ class Program:
         shardings: where each array of it lies.
     """
 
-    def __init__(self, task: Task, mesh: Mesh, seed: int = 0) -> None:
-        """Find shapes and shardings; nothing is compiled or allocated."""
+    def __init__(self, task: Task, mesh: Mesh | AbstractMesh, seed: int = 0) -> None:
+        """Find shapes and shardings; nothing is compiled or allocated.
+
+        Raises:
+            UserError: the task cannot split its work over the mesh.
+        """
+        task.check_mesh(mesh.shape)
         self.task = task
         self.mesh = mesh
         self.shapes: TrainState = jax.eval_shape(lambda: task.init(jax.random.key(seed)))
@@ -91,6 +98,21 @@ class Program:
             )
             for name, array in batch.items()
         }
+
+    def remarks(self, batch: Mapping[str, Any]) -> list[str]:
+        """Sentences on what the layout makes more costly than it need be.
+
+        Args:
+            batch: arrays, or anything with `shape`; their number of examples does not matter.
+        """
+        dimensions = self.task.sequence_dimensions
+        may_split = {
+            name: self._batch_sharding(name, array.shape)
+            for name, array in batch.items()
+            if sequence_dimension_of(dimensions, name) is not None
+        }
+        rules = self.task.partition_rules
+        return layout_remarks(self.shapes, self.shardings, may_split, rules, self.mesh)
 
     def _batch_sharding(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
         dimension = sequence_dimension_of(self.task.sequence_dimensions, name)

@@ -33,6 +33,8 @@ class RunDirectory:
         self.config_file = folder / "config.toml"
         self.metrics_file = folder / "metrics.jsonl"
         self.samples_file = folder / "samples.jsonl"
+        self.environment_file = folder / "environment.json"
+        self.resumes_file = folder / "resumes.jsonl"
         self.tensorboard = folder / "tensorboard"
         self._lock: TextIO | None = None
 
@@ -45,6 +47,15 @@ class RunDirectory:
                 f"{self.folder}: cannot be a run directory ({error.strerror}); "
                 "choose another with --workdir"
             ) from error
+
+    def appears(self, seconds: float = 10.0) -> bool:
+        """The same, with some patience for what another machine has just written."""
+        end = time.monotonic() + seconds
+        while not self.exists():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.2)
+        return True
 
     def open(
         self,
@@ -76,7 +87,7 @@ class RunDirectory:
             self.assets.mkdir(exist_ok=True)
             if saved is None and save_assets is not None:
                 save_assets(self.assets)
-            self._write("environment.json", json.dumps(environment(), indent=2) + "\n")
+            self._write_environment(saved is not None)
             # Last: with it the run exists, and has all that it needs to go on.
             self._write("config.toml", dump(config))
         except BaseException as error:
@@ -99,6 +110,17 @@ class RunDirectory:
             (self.folder / name).unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+    def _write_environment(self, resumes: bool) -> None:
+        """Add this session's account; those of earlier sessions of the run stay as they are."""
+        here = environment()
+        if not (resumes and self.environment_file.exists()):
+            self._write(self.environment_file.name, json.dumps(here, indent=2) + "\n")
+            return
+        earlier = ""
+        if self.resumes_file.exists():
+            earlier = self.resumes_file.read_text(encoding="utf-8")
+        self._write(self.resumes_file.name, f"{earlier}{json.dumps(here)}\n")
 
     def _write(self, name: str, text: str) -> None:
         """Write a file so that a crash leaves either the old or the new one."""

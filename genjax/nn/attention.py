@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from genjax.errors import UserError
+from genjax.nn.attention_ring import can_ring, ring_attention
 from genjax.nn.attention_xla import xla_attention
 from genjax.nn.target import target_platform
 from genjax.parallel.mesh import BATCH_AXES
@@ -129,7 +130,9 @@ def attention(
             None means 0. Keys after the last query, such as a cache's unwritten end, are unseen.
         implementation: "xla" holds all B H T S scores, or little more than half of them for long
             causal sequences without `offset`; "cudnn" (GPU, 16-bit dtypes) and "splash" (TPU)
-            hold none. "auto" takes the fastest that fits.
+            hold none. "auto" takes the fastest that fits. Where the mesh splits time, "auto" and
+            "xla" are both `ring_attention`, which holds the scores of a few hundred queries; the
+            kernels asked for by name gather all of time on each device.
         interpret: run "splash" in Pallas's interpreter, on any device, slowly.
 
     Returns:
@@ -144,6 +147,8 @@ def attention(
         raise UserError(
             f"num_heads = {query.shape[2]} must be a multiple of num_kv_heads = {key.shape[2]}"
         )
+    if offset is None and implementation in ("auto", "xla") and can_ring(query, key, causal=causal):
+        return ring_attention(query, key, value, causal=causal, segment_ids=segment_ids)
     if implementation == "auto":
         implementation = (
             choose_implementation(

@@ -41,6 +41,13 @@ from genjax.nn.recurrent_loop import (
     state_dtype_of,
     states_before,
 )
+from genjax.nn.recurrent_split import (
+    all_units,
+    among_all_units,
+    each_device_its_sequences,
+    own_units,
+    own_units_of_sum,
+)
 from genjax.nn.target import target_platform
 
 Implementation = Literal["scan", "cudnn"]
@@ -72,10 +79,10 @@ def _lstm_scan(dtype: DTypeLike, reset: Array | None, *arguments: Array) -> tupl
 
 def _lstm_forward(dtype: DTypeLike, reset: Array | None, *arguments: Array) -> tuple[Any, Any]:
     x, h0, c0, input_kernel, recurrent_kernel, bias = arguments
-    (length, batch_size, _), hidden_size = x.shape, h0.shape[-1]
+    (length, batch_size, _), hidden_size, units = x.shape, h0.shape[-1], c0.shape[-1]
     state_dtype = state_dtype_of(dtype)
     keep = keep_mask(reset, state_dtype)
-    scale, offset = _lstm_affine(hidden_size, state_dtype)
+    scale, offset = _lstm_affine(units, state_dtype)
     kernel = recurrent_kernel.astype(dtype)
     projected = matmul(rows(x), input_kernel, dtype).reshape(length, batch_size, -1)
 
@@ -86,11 +93,11 @@ def _lstm_forward(dtype: DTypeLike, reset: Array | None, *arguments: Array) -> t
         activated = jnp.tanh(z * scale) * scale + offset
         i, f, g, o = jnp.split(activated, 4, axis=-1)
         c = f * c + i * g
-        h = o * jnp.tanh(c)
+        h = all_units(o * jnp.tanh(c), hidden_size)
         return put(gates, activated, t), put(ys, h, t), put(cs, c, t + 1), h, c
 
     ys = lax.empty((length, batch_size, hidden_size), state_dtype)
-    cs = put(lax.empty((length + 1, batch_size, hidden_size), state_dtype), c0, 0)
+    cs = put(lax.empty((length + 1, batch_size, units), state_dtype), c0, 0)
     gates, ys, cs, h, c = lax.fori_loop(0, length, step, (projected, ys, cs, h0, c0))
     return (ys, h, c), (reset, arguments, gates, ys, cs)
 
@@ -105,7 +112,7 @@ def _lstm_backward(dtype: DTypeLike, residuals: Any, cotangents: Any) -> tuple[A
     def step(t: Time, slabs: Slabs, carry: Any) -> tuple[Slabs, Any]:
         i, f, g, o = jnp.split(slabs[0], 4, axis=-1)
         dh, dc = carry
-        dh = dh + at(dys, t)
+        dh = own_units_of_sum(dh + at(dys, t), dc.shape[-1])
         squashed = jnp.tanh(at(cs, t + 1))
         dc = dc + dh * o * (1 - squashed * squashed)
         dz = jnp.concatenate(
@@ -180,13 +187,18 @@ def lstm(
         obstacle = "it cannot reset the state within a sequence"
     if implementation == "cudnn" and obstacle is not None:
         raise UserError(f'implementation "cudnn" cannot run here: {obstacle}; use "scan"')
-    arguments = (x, h0, c0, input_kernel, recurrent_kernel, bias)
-    if implementation != "scan" and obstacle is None:
-        outputs: Any = lstm_cudnn(*(a.astype(dtype) for a in arguments))
-    else:
-        state_dtype = state_dtype_of(dtype)
-        h0, c0 = h0.astype(state_dtype), c0.astype(state_dtype)
-        outputs = _lstm_scan(dtype, reset, x, h0, c0, *arguments[3:])
+    by_cudnn = implementation != "scan" and obstacle is None
+
+    def layer(reset: Array | None, x: Array, states: Slabs, weights: Slabs) -> Any:
+        if by_cudnn:
+            return lstm_cudnn(*(a.astype(dtype) for a in (x, *states, *weights)))
+        states = tuple(s.astype(state_dtype_of(dtype)) for s in states)
+        return _lstm_scan(dtype, reset, x, *states, *weights)
+
+    weights = (input_kernel, recurrent_kernel, bias)
+    outputs: Any = each_device_its_sequences(
+        layer, reset, x, (h0, c0), weights, by_units=not by_cudnn
+    )
     return outputs
 
 
@@ -200,23 +212,23 @@ def _gru_scan(dtype: DTypeLike, reset: Array | None, *arguments: Array) -> tuple
 
 def _gru_forward(dtype: DTypeLike, reset: Array | None, *arguments: Array) -> tuple[Any, Any]:
     x, h0, input_kernel, recurrent_kernel, bias, recurrent_bias = arguments
-    (length, batch_size, _), hidden_size = x.shape, h0.shape[-1]
+    (length, batch_size, _), hidden_size, units = x.shape, h0.shape[-1], len(recurrent_bias)
     state_dtype = state_dtype_of(dtype)
     keep = keep_mask(reset, state_dtype)
     kernel = recurrent_kernel.astype(dtype)
-    gates_kernel, candidate_kernel = jnp.split(input_kernel, [2 * hidden_size], axis=1)
-    gates_bias, candidate_bias = jnp.split(bias, [2 * hidden_size])
+    gates_kernel, candidate_kernel = jnp.split(input_kernel, [2 * units], axis=1)
+    gates_bias, candidate_bias = jnp.split(bias, [2 * units])
 
     def step(t: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
         gates, candidates, recalls, ys, h = state
         h = masked(h, keep, t)
         recurrent = matmul(h, kernel, dtype)
-        z = at(gates, t) + recurrent[:, : 2 * hidden_size] + gates_bias
+        z = at(gates, t) + recurrent[:, : 2 * units] + gates_bias
         gate = 0.5 * jnp.tanh(0.5 * z) + 0.5
         r, u = jnp.split(gate, 2, axis=-1)
-        recall = recurrent[:, 2 * hidden_size :] + recurrent_bias
+        recall = recurrent[:, 2 * units :] + recurrent_bias
         candidate = jnp.tanh(at(candidates, t) + candidate_bias + r * recall)
-        h = candidate + u * (h - candidate)
+        h = all_units(candidate + u * (own_units(h, units) - candidate), hidden_size)
         return (
             put(gates, gate, t),
             put(candidates, candidate, t),
@@ -225,12 +237,12 @@ def _gru_forward(dtype: DTypeLike, reset: Array | None, *arguments: Array) -> tu
             h,
         )
 
-    shape = (length, batch_size, hidden_size)
+    shape = (length, batch_size)
     buffers = (
-        matmul(rows(x), gates_kernel, dtype).reshape(length, batch_size, -1),
-        matmul(rows(x), candidate_kernel, dtype).reshape(shape),
-        lax.empty(shape, state_dtype),
-        lax.empty(shape, state_dtype),
+        matmul(rows(x), gates_kernel, dtype).reshape(*shape, -1),
+        matmul(rows(x), candidate_kernel, dtype).reshape(*shape, -1),
+        lax.empty((*shape, units), state_dtype),
+        lax.empty((*shape, hidden_size), state_dtype),
     )
     gates, candidates, recalls, ys, h = lax.fori_loop(0, length, step, (*buffers, h0))
     return (ys, h), (reset, arguments, gates, candidates, recalls, ys)
@@ -238,9 +250,9 @@ def _gru_forward(dtype: DTypeLike, reset: Array | None, *arguments: Array) -> tu
 
 def _gru_backward(dtype: DTypeLike, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
     reset, primals, gates, candidates, recalls, ys = residuals
-    x, h0, input_kernel, recurrent_kernel, _, _ = primals
+    x, h0, input_kernel, recurrent_kernel, _, recurrent_bias = primals
     dys, dh = cotangents
-    hidden_size = h0.shape[-1]
+    hidden_size, units = h0.shape[-1], len(recurrent_bias)
     keep = keep_mask(reset, ys.dtype)
     transposed = recurrent_kernel.T.astype(dtype)
     before = states_before(h0, ys, keep)
@@ -248,18 +260,18 @@ def _gru_backward(dtype: DTypeLike, residuals: Any, cotangents: Any) -> tuple[An
     def step(t: Time, slabs: Slabs, dh: Any) -> tuple[Slabs, Any]:
         gate, candidate, recall = slabs
         r, u = jnp.split(gate, 2, axis=-1)
-        dh = dh + at(dys, t)
+        dh = own_units_of_sum(dh + at(dys, t), units)
         dn = dh * (1 - u) * (1 - candidate * candidate)
-        du = dh * (at(before, t) - candidate) * u * (1 - u)
+        du = dh * (own_units(at(before, t), units) - candidate) * u * (1 - u)
         d_gate = jnp.concatenate([dn * recall * r * (1 - r), du], axis=-1)
         d_recall = dn * r
         d_recurrent = jnp.concatenate([d_gate, d_recall], axis=-1)
-        dh = masked(dh * u + matmul(d_recurrent, transposed, dtype), keep, t)
-        return (d_gate, dn, d_recall), dh
+        dh = among_all_units(dh * u, hidden_size) + matmul(d_recurrent, transposed, dtype)
+        return (d_gate, dn, d_recall), masked(dh, keep, t)
 
     slabs, dh0 = reverse_loop(step, (gates, candidates, recalls), dh)
     d_gates, d_candidates, d_recalls = (rows(s) for s in slabs)
-    gates_kernel, candidate_kernel = jnp.split(input_kernel, [2 * hidden_size], axis=1)
+    gates_kernel, candidate_kernel = jnp.split(input_kernel, [2 * units], axis=1)
     dx = matmul(d_gates, gates_kernel, dtype, (1, 1))
     dx = dx + matmul(d_candidates, candidate_kernel, dtype, (1, 1))
     inputs, states = rows(x), rows(before)
@@ -313,7 +325,12 @@ def gru(
     """
     dtype = jnp.dtype(x.dtype if compute_dtype is None else compute_dtype)
     weights = (input_kernel, recurrent_kernel, bias, recurrent_bias)
-    outputs: Any = _gru_scan(dtype, reset, x, h0.astype(state_dtype_of(dtype)), *weights)
+
+    def layer(reset: Array | None, x: Array, states: Slabs, weights: Slabs) -> Slabs:
+        return _gru_scan(dtype, reset, x, *states, *weights)
+
+    states = (h0.astype(state_dtype_of(dtype)),)
+    outputs: Any = each_device_its_sequences(layer, reset, x, states, weights)
     return outputs
 
 
@@ -333,25 +350,28 @@ def _elman_forward(dtype: DTypeLike, reset: Array | None, *arguments: Array) -> 
 
     def step(t: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
         ys, h = state
-        h = jnp.tanh(at(ys, t) + matmul(masked(h, keep, t), kernel, dtype) + bias)
-        return put(ys, h, t), h
+        own = jnp.tanh(at(ys, t) + matmul(masked(h, keep, t), kernel, dtype) + bias)
+        return put(ys, own, t), all_units(own, h0.shape[-1])
 
     ys, h = lax.fori_loop(0, len(x), step, (projected, h0))
+    ys = all_units(ys, h0.shape[-1])
     return (ys, h), (reset, arguments, ys)
 
 
 def _elman_backward(dtype: DTypeLike, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
     reset, primals, ys = residuals
-    x, h0, input_kernel, recurrent_kernel, _ = primals
+    x, h0, input_kernel, recurrent_kernel, bias = primals
     dys, dh = cotangents
     keep = keep_mask(reset, ys.dtype)
     transposed = recurrent_kernel.T.astype(dtype)
+    units = len(bias)
+    own_ys = own_units(ys, units)
 
     def step(t: Time, slabs: Slabs, dh: Any) -> tuple[Slabs, Any]:
-        dz = (dh + slabs[0]) * (1 - at(ys, t) ** 2)
+        dz = (own_units_of_sum(dh, units) + slabs[0]) * (1 - at(own_ys, t) ** 2)
         return (dz,), masked(matmul(dz, transposed, dtype), keep, t)
 
-    (dz,), dh0 = reverse_loop(step, (dys,), dh)
+    (dz,), dh0 = reverse_loop(step, (own_units_of_sum(dys, units),), dh)
     dz = rows(dz)
     gradients = (
         matmul(dz, input_kernel, dtype, (1, 1)).reshape(x.shape),
@@ -392,5 +412,10 @@ def elman(
     """
     dtype = jnp.dtype(x.dtype if compute_dtype is None else compute_dtype)
     weights = (input_kernel, recurrent_kernel, bias)
-    outputs: Any = _elman_scan(dtype, reset, x, h0.astype(state_dtype_of(dtype)), *weights)
+
+    def layer(reset: Array | None, x: Array, states: Slabs, weights: Slabs) -> Slabs:
+        return _elman_scan(dtype, reset, x, *states, *weights)
+
+    states = (h0.astype(state_dtype_of(dtype)),)
+    outputs: Any = each_device_its_sequences(layer, reset, x, states, weights)
     return outputs

@@ -10,11 +10,17 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from genjax.parallel.mesh import BATCH_AXES
-from genjax.task import PartitionRules, Tree
+from genjax.parallel.mesh import BATCH_AXES, ways_across_slices
+from genjax.task import PartitionRules, TrainState, Tree
 
 FSDP_MINIMUM_SIZE = 2**14
 """Arrays with fewer elements stay whole: splitting them costs more than it saves."""
+
+STACK = re.compile(r"(^|/)layers/")
+"""Paths of arrays whose first dimension counts scanned layers."""
+
+UNSHARDED_TOLERANCE = 0.02
+"""A larger share of the parameters' bytes that FSDP leaves whole is told."""
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -29,30 +35,46 @@ def _divides(mesh: Mesh | AbstractMesh, axes: str | tuple[str, ...] | None, size
     return size % math.prod(mesh.shape[name] for name in names) == 0
 
 
-def partition_spec(name: str, shape: tuple[int, ...], rules: PartitionRules, mesh: Mesh) -> P:
+def _rule_for(
+    name: str, shape: tuple[int, ...], rules: PartitionRules
+) -> tuple[str | tuple[str, ...] | None, ...] | None:
+    """The axes that the first rule for an array gives its trailing dimensions."""
+    for expression, axes in rules:
+        if re.search(expression, name) and len(axes) <= len(shape):
+            return axes
+    return None
+
+
+def partition_spec(
+    name: str, shape: tuple[int, ...], rules: PartitionRules, mesh: Mesh | AbstractMesh
+) -> P:
     """The partition of one array.
 
     The first rule whose expression is found in `name` gives the axes of the trailing dimensions;
-    an axis that does not divide its dimension is left out. Without a rule, the largest dimension
-    that the "fsdp" axis divides is split over it, if the array is large.
+    an axis that does not divide its dimension is left out. Without a rule, a large array is split
+    over the "fsdp" axis: the larger of its last two dimensions that the axis divides. Those before
+    are taps of a convolution or the layers of a stack, which a step reads one after another.
     """
-    for expression, axes in rules:
-        if re.search(expression, name) and len(axes) <= len(shape):
-            entries = (None,) * (len(shape) - len(axes)) + tuple(axes)
-            return P(
-                *(
-                    entry if _divides(mesh, entry, size) else None
-                    for entry, size in zip(entries, shape, strict=True)
-                )
+    axes = _rule_for(name, shape, rules)
+    if axes is not None:
+        entries = (None,) * (len(shape) - len(axes)) + tuple(axes)
+        return P(
+            *(
+                entry if _divides(mesh, entry, size) else None
+                for entry, size in zip(entries, shape, strict=True)
             )
+        )
     if math.prod(shape) >= FSDP_MINIMUM_SIZE and mesh.shape["fsdp"] > 1:
-        for dimension in sorted(range(len(shape)), key=lambda d: -shape[d]):
+        # Of a stack of layers even the first of two dimensions, as of means over rows, is no
+        # feature.
+        first = max(len(shape) - 2, 1 if STACK.search(name) else 0)
+        for dimension in sorted(range(first, len(shape)), key=lambda d: -shape[d]):
             if _divides(mesh, "fsdp", shape[dimension]):
                 return P(*("fsdp" if d == dimension else None for d in range(len(shape))))
     return P()
 
 
-def state_shardings(shapes: Tree, rules: PartitionRules, mesh: Mesh) -> Tree:
+def state_shardings(shapes: Tree, rules: PartitionRules, mesh: Mesh | AbstractMesh) -> Tree:
     """A sharding for every array of a train state.
 
     Optimizer states and averages hold copies of the parameters under paths that end in the
@@ -93,7 +115,7 @@ def _parameter_shape(
 
 
 def batch_sharding(
-    mesh: Mesh, shape: tuple[int, ...] = (), sequence_dimension: int | None = 1
+    mesh: Mesh | AbstractMesh, shape: tuple[int, ...] = (), sequence_dimension: int | None = 1
 ) -> NamedSharding:
     """The sharding of an array of a batch.
 
@@ -140,10 +162,83 @@ def unsharded_share(shapes: Tree, shardings: Tree) -> float:
     return whole / max(total, 1)
 
 
-def repeats_work(shardings: Tree, mesh: Mesh | AbstractMesh) -> bool:
-    """Whether devices along the tensor axis do the same work: no array is split over it."""
-    if mesh.shape["tensor"] == 1:
+def repeats_work(shardings: Tree, mesh: Mesh | AbstractMesh, axis: str = "tensor") -> bool:
+    """Whether devices along an axis do the same work: no array is split over it.
+
+    Args:
+        shardings: of the train state, for the tensor axis; of a batch, for the sequence axis.
+        mesh: the mesh.
+        axis: which.
+    """
+    if mesh.shape[axis] == 1:
         return False
-    return not any(
-        "tensor" in jax.tree.leaves(tuple(one.spec)) for one in jax.tree.leaves(shardings)
-    )
+    return not any(axis in jax.tree.leaves(tuple(one.spec)) for one in jax.tree.leaves(shardings))
+
+
+def layout_remarks(
+    shapes: TrainState,
+    shardings: TrainState,
+    batch: Tree,
+    rules: PartitionRules,
+    mesh: Mesh | AbstractMesh,
+) -> list[str]:
+    """What a user should know of a layout: a sentence for whatever costs more than it need.
+
+    Args:
+        shapes: of the train state.
+        shardings: of the same.
+        batch: shardings of those arrays of a batch that the sequence axis may split.
+        rules: the task's partition rules.
+        mesh: the mesh.
+    """
+    found: list[str] = []
+    whole = unsharded_share(shapes.params, shardings.params)
+    if mesh.shape["fsdp"] > 1 and whole > UNSHARDED_TOLERANCE:
+        found.append(
+            f"{100 * whole:.1f}% of the parameters' bytes are whole on every device in spite of "
+            f"mesh.fsdp = {mesh.shape['fsdp']}: they are small, or it divides no dimension of "
+            "theirs; a smaller mesh.fsdp beside mesh.data may divide more"
+        )
+    tensor = f"mesh.tensor = {mesh.shape['tensor']}"
+    if repeats_work(shardings, mesh):
+        found.append(
+            f"{tensor} splits nothing of this model, so devices repeat each other's work; give "
+            "them to mesh.data or mesh.fsdp"
+        )
+    elif whole_along := _left_whole(shapes.params, shardings.params, rules, "tensor"):
+        name, shape = max(whole_along.items(), key=lambda item: math.prod(item[1]))
+        more = f" and {len(whole_along) - 1} more" if len(whole_along) > 1 else ""
+        found.append(
+            f"{tensor} does not divide {name} {list(shape)}{more}, so devices repeat each other's "
+            "work there; a size that is a multiple of it is faster"
+        )
+    # What makes its examples on the devices has no such array, and is not judged.
+    if batch and repeats_work(batch, mesh, "sequence"):
+        found.append(
+            f"mesh.sequence = {mesh.shape['sequence']} does not divide the examples, neither time "
+            "nor height, so devices repeat each other's work; give them to mesh.data or mesh.fsdp"
+        )
+    across = ways_across_slices(mesh)
+    for axis in ("tensor", "sequence"):
+        if axis in across:
+            found.append(
+                f"mesh.{axis} goes over {across[axis]} slices or machines, and every layer waits "
+                f"for the network between them; set mesh.data to a multiple of {across[axis]}"
+            )
+    return found
+
+
+def _left_whole(
+    params: Tree, shardings: Tree, rules: PartitionRules, axis: str
+) -> dict[str, tuple[int, ...]]:
+    """Paths and shapes of large parameters that a rule splits over an axis that does not divide."""
+    found: dict[str, tuple[int, ...]] = {}
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
+        name = path_name(path)
+        axes = _rule_for(f"params/{name}", leaf.shape, rules)
+        if axes is None or axis not in jax.tree.leaves(axes) or leaf.size < FSDP_MINIMUM_SIZE:
+            continue
+        if axis not in jax.tree.leaves(tuple(sharding.spec)):
+            found[name] = leaf.shape
+    return found

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ HEARTBEAT_SECONDS = 600
 says which one is lost; this is for what it cannot see."""
 
 _SHUTDOWN_SECONDS = 60
+_PATIENCE_SECONDS = 60
+"""How much longer than asked JAX waits for the others: the end of the wait is ours."""
+
 _ADDRESS = re.compile(r"^(\[[0-9a-fA-F:]+\]|[^\s:/]+):(\d{1,5})$")
 
 
@@ -89,15 +93,17 @@ def _has_tpu() -> bool:
     return any(devices.glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
 
 
-def connect(place: Place | None, timeout: int) -> None:
+def connect(place: Place | None, timeout: int, give_up: Callable[[str], None]) -> None:
     """Find the other processes, if there are any. Call before anything touches a device.
 
     Args:
         place: from `place_from_flags`; None finds out from the environment.
         timeout: seconds to wait for the others.
+        give_up: ends this process, told why. It is called from another thread when the time is
+            over: JAX cannot be interrupted, and would itself end the process with a native stack.
 
     Raises:
-        UserError: they do not come.
+        UserError: they cannot meet, such as at a port that is taken.
     """
     found: dict[str, Any] = {}
     if place is not None:
@@ -111,23 +117,29 @@ def connect(place: Place | None, timeout: int) -> None:
         }
     elif launched_by() is None:
         return
+    where = place.coordinator if place is not None else "the place that the environment names"
+    advice = "start all of them, with the same coordinator, each with its own process id"
+    late = (
+        f"the processes did not find each other at {where} within {timeout} s: {advice}; "
+        "platform.start_timeout waits longer"
+    )
+    timer = threading.Timer(timeout, give_up, [late])
+    timer.daemon = True
+    timer.start()
     # CPUs of several processes exchange data by gloo; other devices do not care.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
             **found,
-            initialization_timeout=timeout,
+            initialization_timeout=timeout + _PATIENCE_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-        where = place.coordinator if place is not None else "as the environment says"
-        raise UserError(
-            f"the processes did not find each other at {where} within {timeout} s: "
-            f"{str(error).splitlines()[0]}\n"
-            "start all of them, with the same coordinator, each with its own process id; "
-            "platform.start_timeout waits longer"
-        ) from error
+        why = str(error).splitlines()[0]
+        raise UserError(f"the processes cannot meet at {where}: {why}\n{advice}") from error
+    finally:
+        timer.cancel()
 
 
 def disconnect() -> None:
@@ -215,24 +227,33 @@ def process_shard(mesh: Mesh) -> Shard:
     sequence axes hold, and read, the same rows.
 
     Raises:
-        UserError: the rows of this process' devices are not one of equal parts.
+        UserError: the rows of each process' devices are not one of equal parts.
     """
     if jax.process_count() == 1:
         return Shard()
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     parts = _parts(mesh, ways)
-    own, *others = parts[jax.process_index()], *parts.values()
-    if any(len(one) != len(own) for one in others):
+    if len(parts) < jax.process_count():
+        raise UserError(
+            f"mesh: {mesh.size} devices leave some of the {jax.process_count()} processes without "
+            "any; use those of all of them"
+        )
+    if len({len(part) for part in parts.values()}) > 1:
         raise UserError(
             "mesh: the processes hold unequal parts of a batch; use all devices of each process, "
             "with data x fsdp or tensor x sequence a multiple of those of a process"
         )
-    first, count = min(own), len(own)
-    if own != set(range(first, first + count)) or first % count:
+    # The same answer in every process: so it is about all of them.
+    if any(
+        min(part) % len(part) or part != set(range(min(part), min(part) + len(part)))
+        for part in parts.values()
+    ):
         raise UserError(
             "mesh: the devices of a process hold rows of a batch that do not lie together; "
             "choose sizes of data and fsdp that the number of processes divides"
         )
+    own = parts[jax.process_index()]
+    first, count = min(own), len(own)
     return Shard(first // count, ways // count)
 
 

@@ -3,7 +3,7 @@
 Letters: B batch, T time, V vocabulary.
 """
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from genjax.data.text_evaluation import (
     evaluation_streams,
 )
 from genjax.errors import UserError
-from genjax.parallel.mesh import BATCH_AXES
+from genjax.parallel.mesh import BATCH_AXES, SEQUENCE_AXIS
 from genjax.task import Batch, Evaluation, PartitionRules, Shard, Task, TextSample, TrainState
 from genjax.text import ngram
 from genjax.text.decoding import generate_text
@@ -77,6 +77,28 @@ class LanguageModeling(Task):
             (r"^carry/", (BATCH_AXES, None)),
             *config.model.partition_rules,
         )
+
+    def check_mesh(self, sizes: Mapping[str, int]) -> None:
+        """See `Task.check_mesh`: time is split for transformers alone, and into equal parts."""
+        ways = sizes[SEQUENCE_AXIS]
+        if ways == 1:
+            return
+        if self.model.context_length is None:
+            raise UserError(
+                f"mesh.sequence = {ways}: a recurrent network reads one token after another, so "
+                "devices cannot share a sequence; use mesh.data or mesh.fsdp instead"
+            )
+        lengths = {
+            "data.batching.sequence_length": self.sequence_length,
+            "evaluation.sequence_length": self.config.evaluation.sequence_length or 0,
+        }
+        for name, length in lengths.items():
+            # Twice as many parts as devices: each takes an early one and a late one.
+            if length % (2 * ways):
+                raise UserError(
+                    f"mesh.sequence = {ways}: {name} = {length} is not a multiple of {2 * ways}; "
+                    "change one of the two"
+                )
 
     # ---- training -----------------------------------------------------------------------------
 

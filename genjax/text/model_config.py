@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from pydantic import Field
 
 from genjax.config import Config
+from genjax.task import PartitionRules
 from genjax.text import recurrent, transformer
 from genjax.text.recurrent import RecurrentLanguageModel
 from genjax.text.transformer import Transformer
@@ -80,7 +81,7 @@ class TransformerConfig(Config):
         return {"attention": "xla"}
 
     @property
-    def partition_rules(self) -> tuple:
+    def partition_rules(self) -> PartitionRules:
         """How the parameters shard."""
         return transformer.PARTITION_RULES
 
@@ -140,7 +141,7 @@ class RecurrentConfig(Config):
         return {"implementation": "scan"}
 
     @property
-    def partition_rules(self) -> tuple:
+    def partition_rules(self) -> PartitionRules:
         """How the parameters shard."""
         return recurrent.PARTITION_RULES
 

@@ -15,19 +15,27 @@ from jaxtyping import Array, Bool, Float, Int
 from genjax.errors import UserError
 from genjax.nn.cross_entropy import softmax_cross_entropy
 from genjax.nn.dropout import drop_connect, locked_dropout, word_mask
+from genjax.nn.embedding import embed
 from genjax.nn.recurrent import Implementation, elman, gru, lstm
+from genjax.task import PartitionRules
 
 Cell = Literal["lstm", "gru", "elman"]
 NUM_GATES: dict[str, int] = {"lstm": 4, "gru": 3, "elman": 1}
 
-PARTITION_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+PARTITION_RULES: PartitionRules = (
     (r"embedding/embedding$", ("tensor", "fsdp")),
-    (r"layers_\d+/(input|recurrent)_kernel$", ("fsdp", "tensor")),
-    (r"layers_\d+/(recurrent_)?bias$", ("tensor",)),
+    (r"layers_\d+/(input|recurrent)_kernel$", (("tensor", "fsdp"), None)),
+    (r"layers_\d+/(recurrent_)?bias$", (None,)),
     (r"output/kernel$", ("fsdp", "tensor")),
     (r"output/bias$", ("tensor",)),
 )
-"""Mesh axes of the dimensions of each parameter, by its path."""
+"""Mesh axes of the dimensions of each parameter, by its path.
+
+Layers compute with kernels split by units of the state, each with its gates, which no contiguous
+part of the columns is (`genjax.nn.recurrent_split`): kernels are kept in parts of their rows, and
+once a step each device gets the columns of its units from the others. Vocabularies are split over
+the tensor axis, in the embedding, the output layer and the loss.
+"""
 
 EMBEDDING_SCALE = 0.1
 
@@ -244,11 +252,11 @@ class RecurrentLanguageModel(nn.Module):
             starts = segment_ids[:, 1:] != segment_ids[:, :-1]
             reset = jnp.pad(starts, ((0, 0), (1, 0))).T
         time_major = tokens.T
-        x = jnp.take(self.embedding.embedding, time_major, axis=0)
+        x = embed(self.embedding.embedding, time_major, self.dtype, time_major=True)
         if train and self.embedding_dropout:
             mask = word_mask(self.make_rng("dropout"), self.vocab_size, self.embedding_dropout)
-            x = x * jnp.take(mask, time_major)[..., None]
-        x = self._dropped(x.astype(self.dtype), self.input_dropout, train)
+            x = x * jnp.take(mask, time_major)[..., None].astype(x.dtype)
+        x = self._dropped(x, self.input_dropout, train)
         states = []
         for number, (layer, state) in enumerate(zip(self.layers, carry, strict=True)):
             if number > 0:
@@ -270,14 +278,8 @@ class RecurrentLanguageModel(nn.Module):
         chunk_size: int | None = None,
     ) -> Float[Array, "B T"]:
         """Cross-entropy of each target in nats; see `softmax_cross_entropy` for the chunks."""
-        losses = softmax_cross_entropy(
-            hidden.reshape(-1, hidden.shape[-1]),
-            self._output_kernel(),
-            self.output.bias,
-            targets.reshape(-1),
-            chunk_size,
-        )
-        return losses.reshape(targets.shape)
+        kernel, bias = self._output_kernel(), self.output.bias
+        return softmax_cross_entropy(hidden, kernel, bias, targets, chunk_size)
 
     def __call__(
         self,

@@ -21,8 +21,10 @@ from jaxtyping import Array, Float, Int
 from genjax.errors import UserError
 from genjax.nn.attention import Implementation
 from genjax.nn.cross_entropy import softmax_cross_entropy
+from genjax.nn.embedding import embed
 from genjax.nn.norms import LayerNorm, RMSNorm
 from genjax.nn.position import rotary_angles
+from genjax.nn.sequence_parallel import split_time
 from genjax.nn.transformer_layer import (
     INITIAL_SCALE,
     Activation,
@@ -33,7 +35,7 @@ from genjax.nn.transformer_layer import (
 
 PARTITION_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"token_embedding$", ("tensor", "fsdp")),
-    (r"position_embedding$", (None, "fsdp")),
+    (r"position_embedding$", ("sequence", "fsdp")),
     (r"(qkv|up|gate|output)/kernel$", ("fsdp", "tensor")),
     (r"(projection|down)/kernel$", ("tensor", "fsdp")),
     (r"(qkv|up|gate)/bias$", ("tensor",)),
@@ -253,7 +255,7 @@ class Transformer(nn.Module):
         states = self.embedding_dropout(states, deterministic=not train)
         context = (index, pair, angles, train)
         if carry is None:
-            states = self._layers_without_cache(states, context)
+            states = self._layers_without_cache(split_time(states), context)
         else:
             states, layers = self._layers_with_cache(states, carry["layers"], context)
             carry = {**carry, "layers": layers}
@@ -271,14 +273,7 @@ class Transformer(nn.Module):
         chunk_size: int | None = None,
     ) -> Float[Array, "B T"]:
         """Cross-entropy of each target in nats; see `softmax_cross_entropy` for the chunks."""
-        losses = softmax_cross_entropy(
-            hidden.reshape(-1, self.hidden_size),
-            self._output_kernel(),
-            None,
-            targets.reshape(-1),
-            chunk_size,
-        )
-        return losses.reshape(targets.shape)
+        return softmax_cross_entropy(hidden, self._output_kernel(), None, targets, chunk_size)
 
     def __call__(
         self,
@@ -325,7 +320,7 @@ class Transformer(nn.Module):
     ) -> tuple[Float[Array, "B T D"], Array | None]:
         """Token features with what the learned positions add, and the angles of "rope"."""
         length = tokens.shape[1]
-        states = jnp.take(self.token_embedding.astype(self.dtype), tokens, axis=0)
+        states = embed(self.token_embedding, tokens, self.dtype)
         if self.position == "rope":
             if positions is None:
                 positions = jnp.arange(length) + (0 if index is None else index)

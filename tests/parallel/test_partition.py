@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from genjax.optim import AdafactorConfig, AdamWConfig, MuonConfig, make_optimizer
+from genjax.optim import AdafactorConfig, AdamWConfig, LionConfig, MuonConfig, make_optimizer
 from genjax.parallel.mesh import MeshConfig, make_mesh
 from genjax.parallel.partition import (
     FSDP_MINIMUM_SIZE,
@@ -81,12 +81,39 @@ def test_a_rule_may_name_several_axes_for_a_dimension(mesh):
         ((LARGE - 4,), P()),
         ((LARGE,), P("fsdp")),
         ((), P()),
+        # Taps of a convolution are never split, however many, but its channels.
+        ((8, 8, 513, 12), P(None, None, None, "fsdp")),
+        ((64, 64, 8, 4), P(None, None, "fsdp", None)),
+        ((4, 4, 4, 64, 32), P(None, None, None, "fsdp", None)),
+        ((64, 64, 3, 5), P()),
     ],
 )
-def test_the_fallback_splits_the_largest_divisible_dimension_of_large_arrays(
+def test_the_fallback_splits_the_larger_feature_dimension_of_large_arrays(
     fsdp_mesh, shape, expected
 ):
     assert partition_spec("params/net/anything", shape, (), fsdp_mesh) == expected
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        # Layers, rows, columns: more layers than features do not change it.
+        ((1024, 4, 8), P(None, None, "fsdp")),
+        ((64, 128, 512), P(None, None, "fsdp")),
+        # Norms and biases of a stack.
+        ((1024, 32), P(None, "fsdp")),
+        ((1024, 33), P()),
+        ((LARGE,), P()),
+    ],
+)
+@pytest.mark.parametrize("part", ["params", "opt_state", "ema"])
+def test_the_fallback_never_splits_a_stack_by_its_layers(fsdp_mesh, part, shape, expected):
+    assert partition_spec(f"{part}/net/layers/anything", shape, (), fsdp_mesh) == expected
+    # Layers by number are no stack.
+    if len(shape) == 2:
+        unstacked = partition_spec(f"{part}/net/layers_0/anything", shape, (), fsdp_mesh)
+        assert unstacked == P("fsdp", None)
 
 
 @pytest.mark.fast
@@ -142,6 +169,7 @@ OPTIMIZERS = {
     "house_adamw": make_optimizer(AdamWConfig(), 10),
     "muon": make_optimizer(MuonConfig(), 10),
     "adafactor": make_optimizer(AdafactorConfig(), 10),
+    "lion": make_optimizer(LionConfig(), 10),
 }
 
 

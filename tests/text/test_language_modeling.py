@@ -11,12 +11,9 @@ import pytest
 
 from genjax.config import check
 from genjax.errors import UserError
-from genjax.parallel.mesh import MeshConfig, make_mesh
-from genjax.parallel.partition import state_shardings
 from genjax.task import Shard
 from genjax.text.language_modeling import NETWORK
 from genjax.text.language_modeling_config import LanguageModelingConfig
-from train.stream import place
 
 TEXT = "the cat sat on the mat, and the dog sat on the cat. " * 40
 
@@ -267,32 +264,6 @@ def test_generates_what_it_learned(tmp_path):
     texts = ["".join(piece.text for piece in pieces if piece.index == row) for row in (0, 1)]
     assert texts == ["abcd", "hijabcd"]
     assert [piece.reason for piece in pieces if piece.done] == ["stop_string"] * 2
-
-
-@pytest.mark.parametrize(("model", "batching"), [("transformer", "windows"), ("lstm", "streams")])
-def test_losses_do_not_depend_on_the_mesh(text_file, model, batching):
-    """Data, parameters, layers or time split over eight devices; with SGD, as above."""
-    task = make(text_file, model, batching, optimizer={"kind": "sgd", "learning_rate": 0.5})
-    batches = task.dataset("train", Shard())
-    curves = []
-    for mesh in (
-        MeshConfig(data=1),
-        MeshConfig(data=2, fsdp=2, tensor=2),
-        MeshConfig(data=2, tensor=1, sequence=4),
-    ):
-        mesh = make_mesh(mesh)
-        with jax.set_mesh(mesh):
-            shapes = jax.eval_shape(task.init, jax.random.key(0))
-            shardings = state_shardings(shapes, task.partition_rules, mesh)
-            state = jax.jit(task.init, out_shardings=shardings)(jax.random.key(0))
-            step = jax.jit(task.train_step, out_shardings=(shardings, None))
-            losses = []
-            for number in range(4):
-                state, metrics = step(state, place(batches[number], mesh))
-                losses.append(float(metrics["loss"]))
-        curves.append(losses)
-    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-4)
-    np.testing.assert_allclose(curves[2], curves[0], rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,12 @@ Run as `python -m tests.train.processes`, it is that program.
 """
 
 import contextlib
+import dataclasses
 import os
+import re
+import resource
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -35,10 +40,37 @@ def start(*arguments, toy=True, shell_prefix=(), **environment):
     )
 
 
-def run(*arguments, **settings):
+def address():
+    """Where the processes of a run can meet on this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def several(count, *arguments, devices=4, **settings):
+    """The processes of one run, each with so many devices; what is left at the end is killed."""
+    shared = ["--coordinator", address(), "--num-processes", count]
+    settings = {"JAX_NUM_CPU_DEVICES": str(devices)} | settings
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                finished(start(*arguments, *shared, "--process-id", index, **settings))
+            )
+            for index in range(count)
+        ]
+
+
+def outcomes(processes, seconds=120):
+    """Exit codes and outputs of processes once all have ended; talk of the transport left out."""
+    said = [process.communicate(timeout=seconds)[0] for process in processes]
+    own = ["".join(re.findall(r"(?m)^(?!\[Gloo\]).*\n", text)) for text in said]
+    return [process.returncode for process in processes], own
+
+
+def run(*arguments, seconds=120, **settings):
     """Run the program to its end; returns exit code and output."""
     with finished(start(*arguments, **settings)) as process:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=seconds)
     return process.returncode, output
 
 
@@ -70,11 +102,24 @@ def main():
     from tests.toy import Toy, ToyConfig
 
     class SlowToy(Toy):
+        def init(self, key):
+            state = super().init(key)
+            if "TOY_LARGE" not in os.environ:
+                return state
+            # Random numbers that no step touches, enough to have files of their own.
+            return dataclasses.replace(state, ema={"table": jax.random.normal(key, (128, 128))})
+
         def variant(self, step):
             time.sleep(float(os.environ.get("TOY_SLEEP", "0")))
             if step == int(os.environ.get("TOY_HANGS_AT", "-1")):
                 threading.Event().wait()
-            if f"{jax.process_index()}:{step}" == os.environ.get("TOY_FAILS"):
+            here = f"{jax.process_index()}:{step}"
+            if here in os.environ.get("TOY_CANNOT_WRITE", ""):
+                # As long as it stands there, such as "1:4 1:5".
+                resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
+            elif "TOY_CANNOT_WRITE" in os.environ:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+            if here == os.environ.get("TOY_FAILS"):
                 raise RuntimeError("the toy fails")
             return super().variant(step)
 
@@ -82,6 +127,8 @@ def main():
         def make_task(self, assets=None):
             return SlowToy(self)
 
+    # Too large a file is an error then, as on a full disk.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     program.FAMILIES = {**program.FAMILIES, "toy": Config}
     return program.main()
 

@@ -5,12 +5,17 @@ import re
 
 import jax
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from rich.console import Console
 
-from genjax.config import check
+from genjax.config import check, load
 from genjax.errors import UserError
 from genjax.families import FAMILIES
+from genjax.parallel.mesh import MeshConfig, abstract_mesh
+from train.__main__ import main
 from train.dry_run import dry_run
+from train.layout_table import layout_lines
 
 pytestmark = pytest.mark.fast
 
@@ -31,14 +36,15 @@ def make_config(**tables):
     return check(tree, FAMILIES)
 
 
-def printed(config, task=None):
+def printed(config, task=None, devices=None):
     text = io.StringIO()
-    dry_run(task or config.make_task(), config, Console(file=text, width=200))
+    dry_run(task or config.make_task(), config, Console(file=text, width=200), devices)
     return text.getvalue()
 
 
 def row(text, name):
-    line = next(line for line in text.splitlines() if line.strip().startswith(name))
+    """The cells beside a name; the last such line, for a title may be as the row of its sum."""
+    line = [line for line in text.splitlines() if line.strip().startswith(name)][-1]
     return re.split(r"\s{2,}", line.strip())[1:]
 
 
@@ -58,18 +64,22 @@ def test_the_formula_of_this_file_gives_the_published_size_of_gpt2():
 
 def test_parameters_and_their_bytes_are_those_of_the_formula(count):
     text = printed(make_config())
-    assert row(text, "parameters of language_model") == [
-        f"{count:,}",
-        f"{4 * count / 1024:.2f} KiB",
-    ]
+    size = f"{4 * count / 1024:.2f} KiB"
+    # On each of eight devices that are copies of each other.
+    assert row(text, "parameters of language_model") == [f"{count:,}", size, size, "100.0%"]
     # Adam's two moments and two counters: its own, and the schedule's.
-    assert row(text, "optimizer state") == [f"{8 * (count + 1) / 1024**2:.2f} MiB"]
-    assert row(text, "averages") == row(text, "carry") == ["0 B"]
+    state = f"{8 * (count + 1) / 1024**2:.2f} MiB"
+    assert row(text, "optimizer state") == [f"{2 * count + 2:,}", state, state, "100.0%"]
+    assert row(text, "averages") == row(text, "carry") == ["0", "0 B", "0 B"]
+    # Inputs and targets.
+    tokens = 2 * BATCH * LENGTH
+    whole, part = f"{4 * tokens / 1024:.2f} KiB", f"{4 * tokens // 8} B"
+    assert row(text, "batch ") == [f"{tokens:,}", whole, part, "0.0%"]
 
 
 def test_an_average_is_as_large_as_the_parameters(count):
     text = printed(make_config(optimizer={"kind": "adamw", "ema_decay": 0.99}))
-    assert row(text, "averages") == [f"{4 * count / 1024:.2f} KiB"]
+    assert row(text, "averages")[:2] == [f"{count:,}", f"{4 * count / 1024:.2f} KiB"]
 
 
 def test_work_is_the_formula_of_the_task():
@@ -94,17 +104,115 @@ def test_an_unknown_amount_of_work_is_said_to_be_unknown(monkeypatch):
 def test_a_mesh_divides_what_each_device_holds(count):
     text = printed(make_config())
     assert row(text, "mesh") == ["data 8 x fsdp 1 x tensor 1 x sequence 1", "8 cpu device(s)"]
-    assert row(text, "parameters on each device") == [f"{4 * count / 1024:.2f} KiB"]
-    assert "not sharded" not in text
+    assert "the largest that every device holds whole" not in text
+    assert "note:" not in text
 
     text = printed(make_config(mesh={"fsdp": 4}))
     assert row(text, "mesh") == ["data 2 x fsdp 4 x tensor 1 x sequence 1", "8 cpu device(s)"]
-    number, unit = row(text, "parameters on each device")[0].split()
-    assert unit == "KiB"
-    assert count / 1024 < float(number) < 1.05 * count / 1024
+    _, _, own, share = row(text, "parameters of language_model")
     # Norms and biases: 3 layers of 13 D, and the last norm.
-    whole = (3 * 13 * 64 + 2 * 64) / count
-    assert row(text, "parameters not sharded") == [f"{100 * whole:.1f}%"]
+    whole = 3 * 13 * 64 + 2 * 64
+    assert own == f"{4 * (whole + (count - whole) / 4) / 1024:.2f} KiB"
+    assert share == f"{100 * whole / count:.1f}%"
+
+
+def test_each_parameter_is_shown_with_its_layout_and_layers_that_are_alike_together():
+    text = printed(make_config(mesh={"data": 2, "fsdp": 2, "tensor": 2}))
+    kernel = "3 x float32[64/fsdp, 256/tensor]"
+    assert row(text, "layers_{0,1,2}/feed_forward/up/kernel") == [
+        kernel,
+        f"{4 * 3 * 64 * 256 // 4 / 1024:.2f} KiB",
+    ]
+    assert row(text, "token_embedding") == [
+        f"float32[{VOCABULARY}/tensor, 64/fsdp]",
+        f"{4 * VOCABULARY * 64 // 4 / 1024:.2f} KiB",
+    ]
+    # The largest that stay whole, and a few of them only: positions, and their averages in Adam.
+    told = text[text.index("the largest that every device holds whole") :].splitlines()
+    kinds = [line.split()[0] for line in told[1 : [line.strip() for line in told].index("")]]
+    assert len(kinds) == 5
+    assert {kind.split("/")[0] for kind in kinds[:3]} == {"params", "opt_state"}
+    assert all(kind.endswith("/position_embedding") for kind in kinds[:3])
+
+
+def test_lines_hold_every_array_once():
+    shapes = {
+        "layers_0": {"kernel": jax.ShapeDtypeStruct((4, 8), "float32")},
+        "layers_1": {"kernel": jax.ShapeDtypeStruct((4, 8), "float32")},
+        "layers_2": {"kernel": jax.ShapeDtypeStruct((4, 6), "bfloat16")},
+        "layers_3": {"kernel": jax.ShapeDtypeStruct((4, 8), "float32")},
+        "layers_4": {"kernel": jax.ShapeDtypeStruct((4, 8), "float32")},
+    }
+    mesh = abstract_mesh(MeshConfig(fsdp=4), 8)
+    shardings = jax.tree.map(lambda _: NamedSharding(mesh, P(None, "fsdp")), shapes)
+    shardings["layers_2"]["kernel"] = NamedSharding(mesh, P())
+    first, second = layout_lines(shapes, shardings)
+    assert (first.path, first.count) == ("layers_{0..4}/kernel", 4)
+    assert (first.layout, first.whole) == ("float32[4, 8/fsdp]", False)
+    assert (first.total, first.own) == (4 * 4 * 8 * 4, 4 * 4 * 2 * 4)
+    assert (second.path, second.count) == ("layers_2/kernel", 1)
+    assert (second.layout, second.whole) == ("bfloat16[4, 6]", True)
+    assert second.total == second.own == 4 * 6 * 2
+
+
+def test_a_layout_for_devices_that_are_not_here():
+    config = make_config(
+        mesh={"data": 2, "fsdp": 64, "tensor": 2},
+        data={"batching": {"kind": "windows", "batch_size": 128, "sequence_length": LENGTH}},
+    )
+    text = printed(config, devices=256)
+    assert row(text, "mesh") == ["data 2 x fsdp 64 x tensor 2 x sequence 1", "256 device(s)"]
+    assert row(text, "batch: inputs") == ["int32[128/data/fsdp, 32]"]
+    assert "float32[64/fsdp, 256/tensor]" in text
+    with pytest.raises(UserError, match=r"= 256 devices are asked for and 8 are here"):
+        printed(config)
+
+
+def test_more_devices_than_here_need_no_data(tmp_path, capsys):
+    file = tmp_path / "run.toml"
+    file.write_text(
+        """
+kind = "language_modeling"
+steps = 1
+optimizer.kind = "adamw"
+[data]
+source = { kind = "files", path = "no/such/file.txt" }
+batching = { kind = "windows", batch_size = 64, sequence_length = 8 }
+[model]
+kind = "transformer"
+num_layers = 1
+num_heads = 1
+hidden_size = 16
+"""
+    )
+    assert load(file, schema=FAMILIES).kind == "language_modeling"
+    assert main([str(file), "--dry-run", "--devices", "64"]) == 0
+    assert "data 64 x fsdp 1" in capsys.readouterr().out
+    assert main([str(file), "--dry-run"]) == 2
+    assert "no/such/file.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--devices", "8"], ["--dry-run", "--devices", "0"]])
+def test_devices_are_for_dry_runs(arguments, capsys):
+    assert main(["configs/text/demo.toml", *arguments]) == 2
+    assert f"{' '.join(arguments[-2:])}: give a number of at least 1" in capsys.readouterr().err
+
+
+def test_a_mesh_that_splits_nothing_is_told():
+    tree = {
+        "kind": "adversarial",
+        "steps": 2,
+        "data": {"source": {"kind": "digits", "size": 8}, "batch_size": 8},
+        "model": {
+            "kind": "dense",
+            "latent_size": 3,
+            "generator_sizes": [6],
+            "discriminator_sizes": [6],
+        },
+        "mesh": {"data": 4, "tensor": 2},
+    }
+    text = printed(check(tree, FAMILIES))
+    assert "note: mesh.tensor = 2 splits nothing of this model" in text
 
 
 def test_a_model_far_beyond_the_memory_here_allocates_nothing():
@@ -130,7 +238,7 @@ def test_a_model_far_beyond_the_memory_here_allocates_nothing():
 
 
 def test_the_batch_is_shown_and_must_split_over_the_mesh():
-    assert row(printed(make_config(mesh={"data": 8})), "batch: inputs") == ["int32 [8, 32]"]
+    assert row(printed(make_config(mesh={"data": 8})), "batch: inputs") == ["int32[8/data, 32]"]
     with pytest.raises(UserError, match="batch of 6 examples does not split over 8 devices"):
         batching = {"kind": "windows", "batch_size": 6, "sequence_length": LENGTH}
         printed(make_config(data={"batching": batching}, mesh={"data": 8}))

@@ -1,7 +1,7 @@
 """What happens to machines: processes killed, bits flipped, disks that cannot be written.
 
 The campaigns are slow tests in pieces, each with its own random numbers; a piece is run alone with
-`-k`, such as `-k "killed_often and one and 3"`.
+`-k`, such as `-k "killed_often and two-3"`.
 """
 
 import contextlib
@@ -207,7 +207,7 @@ def test_killed_often(tmp_path, unbroken, count, piece):
         check_intact(folder) if saved(folder) else None
         moments.append(newest(folder))
     print(f"killed at steps {moments}")
-    assert len(set(moments)) > KILLS / 2 and moments[0] < STEPS
+    assert len(set(moments)) > 3 and moments[0] < STEPS
     said = completed(folder, count, f"steps={STEPS}")
     assert newest(folder) == STEPS and "damaged" not in said
     assert moments[-1] == STEPS or f"resumed from step {moments[-1]}" in said

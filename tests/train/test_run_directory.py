@@ -37,6 +37,17 @@ def test_it_explains_itself(tmp_path):
 
 
 @pytest.mark.fast
+def test_each_session_leaves_an_account(tmp_path):
+    opened(tmp_path).close()
+    first = (tmp_path / "environment.json").read_bytes()
+    for _ in range(2):
+        opened(tmp_path, CONFIG, CONFIG).close()
+    assert (tmp_path / "environment.json").read_bytes() == first
+    later = [json.loads(line) for line in (tmp_path / "resumes.jsonl").read_text().splitlines()]
+    assert [session.keys() for session in later] == [json.loads(first).keys()] * 2
+
+
+@pytest.mark.fast
 @pytest.mark.parametrize(
     "change",
     [

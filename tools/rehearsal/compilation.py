@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.errors import JaxRuntimeError
 from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh
 
 from tools.rehearsal.chips import Chip
 from tools.rehearsal.roofline import Fabric
@@ -54,6 +55,7 @@ def lower_step(program: Program, variant: Hashable, batch: Mapping[str, Any]) ->
         variant: which form of the step.
         batch: from `Program.abstract_batch`.
     """
+    assert isinstance(program.mesh, Mesh)
     with jax.set_mesh(program.mesh):
         return program.step(variant).lower(program.abstract_state(), batch)
 

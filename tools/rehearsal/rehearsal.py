@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from jax.errors import JaxRuntimeError
+from jax.sharding import Mesh
 
 from genjax.flops import count_flops
 from genjax.parallel.mesh import MeshConfig, make_mesh
@@ -201,6 +202,7 @@ def _variant(
     name = _name(variant) if several else ""
     cores = fabric.cores
     known = (cores * state_bytes(program), cores * batch_bytes(batch))
+    assert isinstance(program.mesh, Mesh)
     with jax.set_mesh(program.mesh):
         flops = count_flops(program.step(variant), program.abstract_state(), batch)
     try:
