@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ from train.signals import StopRequest
 
 _LOOK_SECONDS = 0.5
 """Between two looks for a request of another process."""
+
+_TRIES = 3
 
 _runs = itertools.count()
 """Numbers the runs of a sweep; the same in all processes, which go through them in one order."""
@@ -93,8 +96,12 @@ class AgreedStop(StopRequest):
         return None
 
     def _write(self, name: str, value: str) -> None:
-        with contextlib.suppress(Exception):
-            self._store.key_value_set(self._prefix + name, value, allow_overwrite=True)
+        # Others wait for what is told once: do not give up at the first failure of the network.
+        for _ in range(_TRIES):
+            with contextlib.suppress(Exception):
+                self._store.key_value_set(self._prefix + name, value, allow_overwrite=True)
+                return
+            time.sleep(_LOOK_SECONDS / 10)
 
     def close(self) -> None:
         """No more polls will come: another process that still asks is told so."""

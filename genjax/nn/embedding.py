@@ -20,6 +20,7 @@ def embed(
     dtype: DTypeLike = jnp.float32,
     *,
     time_major: bool = False,
+    rows_split: bool = True,
 ) -> Float[Array, "_ _ D"]:
     """The rows of `table` that `tokens` name, in `dtype`; the table's gradient adds up in its own.
 
@@ -32,6 +33,7 @@ def embed(
         tokens: token ids, [B, T], or [T, B] if `time_major`.
         dtype: of the result.
         time_major: which dimension of `tokens` counts the batch.
+        rows_split: whether the table is kept split over the tensor axis, as vocabularies are.
     """
 
     def whole(table: Array, tokens: Array) -> Array:
@@ -41,7 +43,7 @@ def embed(
     if not splits_batch(tokens.shape[batch]):
         return whole(table, tokens)
     ways = jax.sharding.get_abstract_mesh().shape
-    by_rows = ways[TENSOR_AXIS] > 1 and len(table) % ways[TENSOR_AXIS] == 0
+    by_rows = rows_split and ways[TENSOR_AXIS] > 1 and len(table) % ways[TENSOR_AXIS] == 0
 
     def part(table: Array, tokens: Array) -> Array:
         if not by_rows:

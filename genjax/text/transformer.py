@@ -41,7 +41,13 @@ PARTITION_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(qkv|up|gate)/bias$", ("tensor",)),
     (r"(projection|down)/bias$|norm/(scale|bias)$", (None,)),
 )
-"""Axes of the trailing dimensions of each parameter; the layer axis of scanned layers is whole."""
+"""Axes of the trailing dimensions of each parameter; the layer axis of scanned layers is whole.
+
+Columns of what widens and rows of what narrows are split over the tensor axis, so that a layer has
+two sums over its devices in each pass (Shoeybi et al. 2019, "Megatron-LM"). That holds where the
+axis divides `num_kv_heads`; with more devices than key and value heads, parts of heads move between
+them in attention as well.
+"""
 
 Carry = dict[str, Any]
 
@@ -325,9 +331,10 @@ class Transformer(nn.Module):
             if positions is None:
                 positions = jnp.arange(length) + (0 if index is None else index)
             return states, rotary_angles(positions, self._head_dim, self.rope_theta)
-        embedding = self.position_embedding.astype(self.dtype)
         if positions is not None:
-            return states + jnp.take(embedding, positions, axis=0), None
+            table = self.position_embedding
+            return states + embed(table, positions, self.dtype, rows_split=False), None
+        embedding = self.position_embedding.astype(self.dtype)
         start = 0 if index is None else index
         return states + lax.dynamic_slice_in_dim(embedding, start, length), None
 

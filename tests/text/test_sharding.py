@@ -85,8 +85,8 @@ def task_of(text_file, model, batching, **optimizer):
             "batching": {"kind": batching, "batch_size": BATCH_SIZE, "sequence_length": LENGTH},
         },
         "model": MODELS[model],
-        # Without Adam, whose division blows rounding up.
-        "optimizer": {"kind": "sgd", "learning_rate": 0.5, "schedule": {"kind": "constant"}}
+        # Neither Adam, whose division blows rounding up, nor so fast that the losses turn chaotic.
+        "optimizer": {"kind": "sgd", "learning_rate": 0.1, "schedule": {"kind": "constant"}}
         | optimizer,
     }
     return check(tree, LanguageModelingConfig).make_task()
@@ -120,7 +120,7 @@ def assert_as_on_one_device(text_file, model, batching, mesh, steps, **optimizer
     expected = losses(text_file, model, batching, "one", steps, **optimizer)
     found = losses(text_file, model, batching, mesh, steps, **optimizer)
     assert expected[-1, 0] < expected[0, 0]
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("model", "batching"), [("transformer", "windows"), ("lstm", "streams")])
@@ -151,7 +151,8 @@ def sent(text_file, model, batching, mesh):
         *(
             pytest.param(model, batching, mesh, marks=pytest.mark.slow)
             for model, batching in [("transformer", "windows"), ("lstm", "streams")]
-            for mesh in ("data", "fsdp", "tensor 4")
+            # Four devices would share the transformer's two heads of keys, and exchange parts.
+            for mesh in ("data", "fsdp", "tensor 2")
         ),
         pytest.param("gpt", "documents", "fsdp and tensor", marks=pytest.mark.slow),
         pytest.param("gpt", "windows", "tensor and sequence", marks=pytest.mark.slow),

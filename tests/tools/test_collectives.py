@@ -118,10 +118,27 @@ ENTRY %main (a.2: bf16[4,8], b.1: f32[16,8]) -> f32[2,8] {
 """
 
 
-def read(text, mesh=MESH):
+# Two slices: the parts of a sum within each, and its hosts' sum of a part over both.
+SLICES = """
+HloModule step, is_scheduled=true
+
+ENTRY %main (part: f32[16,8]) -> f32[16,8] {
+  %part = f32[16,8]{1,0} parameter(0)
+  %first = token[] after-all()
+  %send = (f32[16,8]{1,0}, u32[], token[]) send(%part, %first), channel_id=3, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent = token[] send-done(%send), channel_id=3, is_host_transfer=true
+  %recv = (f32[16,8]{1,0}, u32[], token[]) recv(%first), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %received = (f32[16,8]{1,0}, token[]) recv-done(%recv), channel_id=2, is_host_transfer=true
+  ROOT %sum = f32[16,8]{1,0} get-tuple-element(%received), index=0
+}
+"""
+
+
+def read(text, mesh=MESH, across=None):
     program = parse(text)
     visited, unknown = visits(program)
-    return find_collectives(program, visited, mesh), memory_traffic(program, visited), unknown
+    found = find_collectives(program, visited, mesh, across)
+    return found, memory_traffic(program, visited), unknown
 
 
 @pytest.mark.fast
@@ -134,6 +151,21 @@ def test_turns_of_a_loop_are_read_off_its_constants():
     # truth of the comparison are bytes too. Before it a copy, and the kernel once in, once out.
     turn = 128 + 4 + 2 * 128 + 2 * 4
     assert traffic == 7 * (turn + 2 * 4 + 1) + 2 * 4 + 2 * 128
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("kind", "across", "expected"),
+    [
+        ("ALL_REDUCE", {"data": 2}, ("all-reduce", ("data",), (0, 4), 512)),
+        ("ALL_GATHER", {"fsdp": 2}, ("all-gather", ("fsdp",), (0, 2), 1024)),
+        ("ONE_TO_ONE", {"data": 2}, ("collective-permute", ("data",), (0, 4), 512)),
+    ],
+)
+def test_what_hosts_send_from_slice_to_slice_counts_once(kind, across, expected):
+    (found,), _, _ = read(SLICES.replace("ALL_REDUCE", kind), across=across)
+    assert (found.kind, found.axes, found.group, found.size) == expected
+    assert found.count == 1
 
 
 @pytest.mark.fast

@@ -348,6 +348,19 @@ def test_lazy_regularisers_and_searches(tmp_path, capsys):
 
 
 @needs_compiler
+@pytest.mark.slow
+def test_two_slices_sum_their_gradients_over_the_network_between_them(tmp_path):
+    file = tmp_path / "found.json"
+    path = tmp_path / "text.toml"
+    path.write_text(tomli_w.dumps(TEXT))
+    assert run(path, "--topology", "2*v5e:2x2", "--json", file) == 0
+    (one,) = json.loads(file.read_text())["rehearsals"]
+    kinds = {tuple(found["axes"]): found["kind"] for found in one["collectives"]}
+    assert kinds["data",] == "all-reduce"
+    assert {"data", "fsdp", "tensor"} == {axis for axes in kinds for axis in axes}
+
+
+@needs_compiler
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -17,13 +17,16 @@ SECONDS = 20
 
 
 class Store:
-    """As much of the coordination service's client as is asked."""
+    """As much of the coordination service's client as is asked; it fails once for every key."""
 
     def __init__(self):
-        self._values = {}
+        self._values, self._failed = {}, set()
 
     def key_value_set(self, key, value, allow_overwrite=False):
         assert allow_overwrite
+        if key not in self._failed:
+            self._failed.add(key)
+            raise RuntimeError("UNAVAILABLE")
         self._values[key] = value
 
     def key_value_try_get(self, key):

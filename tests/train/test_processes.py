@@ -192,13 +192,17 @@ def test_each_kind_of_model(tmp_path, config, settings, names, rtol):
 
 
 @pytest.mark.slow
-def test_one_that_stays_alone_says_so(tmp_path):
-    (tmp_path / "toy.toml").write_text(TOY)
-    alone = ["--coordinator", "127.0.0.1:9", "--num-processes", 2, "--process-id", 1]
-    code, said = run(tmp_path / "toy.toml", "platform.start_timeout=2", *alone)
-    assert code == 2
-    assert "the processes did not find each other at 127.0.0.1:9 within 2 s" in said
+@pytest.mark.parametrize("index", [0, 1])
+def test_one_that_stays_alone_says_so(toy, index):
+    """Where the others should meet it, and where it should meet the first."""
+    place = address()
+    alone = ["--coordinator", place, "--num-processes", 2, "--process-id", index]
+    began = time.monotonic()
+    code, said = run(toy, "platform.start_timeout=3", *alone)
+    assert code == 2, said
+    assert f"the processes did not find each other at {place} within 3 s" in said
     assert "platform.start_timeout waits longer" in said and "Traceback" not in said
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.slow

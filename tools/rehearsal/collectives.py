@@ -28,6 +28,9 @@ KINDS = (
 
 _ASYNC_START = "AsyncCollectiveStart"
 
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+"""Of a "send" of XLA:TPU: what kind of collective its host does with those of other slices."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
@@ -57,18 +60,24 @@ class Collective:
 
 
 def find_collectives(
-    program: ProgramText, visited: Sequence[Visit], mesh: Mapping[str, int]
+    program: ProgramText,
+    visited: Sequence[Visit],
+    mesh: Mapping[str, int],
+    across: Mapping[str, int] | None = None,
 ) -> list[Collective]:
     """The collectives of a program, equal ones together, the most bytes first.
 
     A collective that is begun in one place and ended in another counts once. XLA:TPU spreads some
     over several fusions, each of which repeats the operation: the one that begins it counts. A sum
-    of which each device keeps its part, in a fusion of that name, is a reduce-scatter.
+    of which each device keeps its part, in a fusion of that name, is a reduce-scatter. What goes
+    from slice to slice is sent by hosts: each device's part of it is a collective of its own, among
+    the devices at the same place of every slice.
 
     Args:
         program: the parsed program.
         visited: its computations with how often each runs, from `visits`.
         mesh: sizes of the axes by name, in the mesh's order.
+        across: over how many slices each axis goes that goes over several.
     """
     spread = _begun_in_fusions(program)
     counts: Counter[Collective] = Counter()
@@ -76,6 +85,10 @@ def find_collectives(
         computation = visit.computation
         for one in computation:
             kind = one.opcode.removesuffix("-start")
+            by_hosts = _BETWEEN_SLICES.search(one.attributes) if kind == "send" else None
+            if by_hosts is not None:
+                kind = by_hosts.group(1).lower().replace("_", "-")
+                kind = kind if kind in KINDS else "collective-permute"
             if kind not in KINDS:
                 continue
             channel = _channel(one)
@@ -84,6 +97,8 @@ def find_collectives(
             if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
             group = groups_of(one, math.prod(mesh.values()))
+            if by_hosts is not None:
+                group = _same_place_of_slices(mesh, across or {})
             if len(group[0]) < 2:
                 continue
             size = sum(
@@ -99,6 +114,16 @@ def find_collectives(
             counts[found] += visit.times  # pyright: ignore[reportArgumentType]
     found = [dataclasses.replace(one, count=float(count)) for one, count in counts.items()]
     return sorted(found, key=lambda one: -one.total)
+
+
+def _same_place_of_slices(mesh: Mapping[str, int], across: Mapping[str, int]) -> list[list[int]]:
+    """A device of each slice, by place in the flattened mesh: slices are an axis' outer part."""
+    places = np.arange(math.prod(mesh.values())).reshape(tuple(mesh.values()))
+    first = tuple(
+        slice(None, None, size // across[name]) if name in across else slice(1)
+        for name, size in mesh.items()
+    )
+    return [places[first].reshape(-1).tolist()]
 
 
 def _operation(one: Instruction) -> str:

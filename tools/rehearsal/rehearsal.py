@@ -10,7 +10,7 @@ from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh
 
 from genjax.flops import count_flops
-from genjax.parallel.mesh import MeshConfig, make_mesh
+from genjax.parallel.mesh import MeshConfig, make_mesh, ways_across_slices
 from genjax.task import Shard, Task
 from tools.rehearsal.chips import Chip
 from tools.rehearsal.collectives import Collective, find_collectives
@@ -219,7 +219,8 @@ def _variant(
     try:
         parsed = parse(text)
         visited, unknown = visits(parsed)
-        collectives = find_collectives(parsed, visited, dict(program.mesh.shape))
+        across = ways_across_slices(program.mesh)
+        collectives = find_collectives(parsed, visited, dict(program.mesh.shape), across)
         traffic = memory_traffic(parsed, visited)
         if unknown:
             remarks.append(f"{unknown} loops do not tell their turns and count once")

@@ -55,7 +55,11 @@ def candidates(
         if any(size % (data_size * fsdp) for size in rows):
             continue
         config = MeshConfig(data=data_size, fsdp=fsdp, tensor=tensor, sequence=sequence)
-        program = Program(task, make_mesh(config, devices), seed)
+        try:
+            program = Program(task, make_mesh(config, devices), seed)
+        except UserError:
+            # The task cannot share its work out so: it reads one token after another, say.
+            continue
         if tensor > 1 and not _uses(program.shardings.params, "tensor"):
             continue
         inputs = {name: one.sharding for name, one in program.abstract_batch(data).items()}
