@@ -35,7 +35,10 @@ STAND_IN_VOCABULARY = 300
 TRACED_SLOWLY = {
     name
     for name in CONFIGS
-    if name.startswith(("image/stylegan2", "image/textures", "image/r3gan", "video/shape"))
+    if name.startswith(
+        ("image/stylegan2", "image/textures", "image/r3gan", "image/sngan", "video/shape")
+        or name in ("video/stylegan2_video_256", "video/vgan_64")
+    )
 }
 
 pytestmark = pytest.mark.fast

@@ -76,7 +76,7 @@ def check_training(task):
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(kind, marks=pytest.mark.slow) if kind == "stylegan2" else kind
+        pytest.param(kind, marks=pytest.mark.slow) if kind in ("stylegan2", "r3gan") else kind
         for kind in MODELS
     ],
 )

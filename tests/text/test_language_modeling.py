@@ -107,7 +107,10 @@ def test_figures_are_what_they_say(text_file):
     assert figures["bits_per_character"] == pytest.approx(20 / math.log(2) / 16)
 
 
-@pytest.mark.parametrize(("model", "batching"), [("transformer", "documents"), ("lstm", "windows")])
+@pytest.mark.parametrize(
+    ("model", "batching"),
+    [("transformer", "documents"), pytest.param("lstm", "windows", marks=pytest.mark.slow)],
+)
 def test_accumulation_changes_nothing_but_memory(text_file, model, batching):
     """With SGD, so that rounding is not blown up by Adam's division."""
     results = []

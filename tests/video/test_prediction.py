@@ -129,6 +129,7 @@ def test_holes_are_trained_where_they_are():
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_scheduled_sampling_makes_the_task_easier_at_first_and_the_same_at_last():
     task, state, step = plain()
     sampled = task_of(sampling={"kind": "scheduled", "steps": 2})
