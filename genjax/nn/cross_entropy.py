@@ -180,8 +180,8 @@ def _chunked_forward(
             return carry, _losses_and_normalizer(logits, chunk[1], split.vocabulary)
 
         size = min(chunk_size, math.prod(tokens))
-        chunks = [_chunks(array, tokens, size) for array in (hidden, targets)]
-        _, (losses, normalizer) = lax.scan(body, None, tuple(chunks))
+        chunks = _chunks(hidden, tokens, size), _chunks(targets, tokens, size)
+        _, (losses, normalizer) = lax.scan(body, None, chunks)
         return _join(losses, tokens), _join(normalizer, tokens)
 
     spread = _on_devices(local, split, (split.tokens, split.tokens))
