@@ -38,7 +38,7 @@ def prepare() -> None:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             "a rehearsal compiles with the TPU's own compiler, libtpu, which is not installed\n"
-            "Install it; no TPU is needed: pip install 'genjax[rehearse]'"
+            "Install it; no TPU is needed: make install VENV=.venv-rehearse EXTRAS=rehearse"
         )
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     for name, value in _QUIET.items():
