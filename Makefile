@@ -45,7 +45,7 @@ demo-video: install
 	$(RUN) -m tools.report runs/demo-video
 
 test: install
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	$(RUN) -m pytest -m slow

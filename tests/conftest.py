@@ -24,6 +24,15 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+_WAITING = ("test_crash", "test_faults", "test_processes", "test_watchdog", "test_command_line")
+"""Files of tests that mostly wait for other processes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that wait, so that a worker that waits at the end keeps none idle."""
+    items.sort(key=lambda item: item.path.stem not in _WAITING)
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of real data sets; tests that need it skip where it is missing."""

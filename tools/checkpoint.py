@@ -27,7 +27,8 @@ from genjax.errors import UserError
 from genjax.parallel import platform
 from genjax.run_config import CheckpointConfig, RunConfig
 from tools.trained import chosen_step, run_config
-from train.checkpoint import Checkpoints, CorruptCheckpointError
+from train.checkpoint import Checkpoints
+from train.checkpoint_files import CorruptCheckpointError
 from train.run_directory import RunDirectory
 from train.storage_errors import reason
 
@@ -224,14 +225,16 @@ def verify(checkpoints: Checkpoints, config: RunConfig, step: str | None) -> lis
         steps = [steps[-1] if number is None else number]
     damaged = []
     for number in steps:
-        problems = checkpoints.problems(number)
+        problems = checkpoints.files.problems(number)
         if problems and not (checkpoints.folder / str(number)).exists():
             print(f"step {number}: deleted meanwhile")
         elif problems:
             damaged.append(number)
             print(f"step {number}: DAMAGED", *problems, sep="\n  ", flush=True)
         else:
-            print(f"step {number}: intact, {len(checkpoints.names(number))} arrays", flush=True)
+            print(
+                f"step {number}: intact, {len(checkpoints.files.names(number))} arrays", flush=True
+            )
     if damaged:
         print(f"{len(damaged)} of {len(steps)} checkpoints damaged")
     return damaged
@@ -305,7 +308,7 @@ def _doomed(checkpoints: Checkpoints, config: RunConfig, options: argparse.Names
     if not doomed:
         return []
     for step in reversed(steps):
-        problems = checkpoints.problems(step)
+        problems = checkpoints.files.problems(step)
         if not problems:
             if step in doomed:
                 print(f"step {step} stays: it is the newest intact one")
@@ -389,7 +392,9 @@ def export(
 def _read(checkpoints: Checkpoints, step: int, content: str) -> dict[str, np.ndarray]:
     """The arrays to export, by their names in the file, each compared with its checksum."""
     arrays = {}
-    for path, array, problem in checkpoints.read_arrays(step, _chosen(checkpoints, step, content)):
+    for path, array, problem in checkpoints.files.read_arrays(
+        step, _chosen(checkpoints, step, content)
+    ):
         if problem:
             raise CorruptCheckpointError(problem)
         # The file takes bytes in the order of the rows; this keeps scalars scalars.
@@ -400,7 +405,7 @@ def _read(checkpoints: Checkpoints, step: int, content: str) -> dict[str, np.nda
 
 def _chosen(checkpoints: Checkpoints, step: int, content: str) -> list[str]:
     """The paths in the train state of what is exported."""
-    names = checkpoints.names(step)
+    names = checkpoints.files.names(step)
     if content == "all":
         return names
     averaged = {name.split("/")[1] for name in names if name.startswith("ema/")}

@@ -6,44 +6,40 @@ position in the data, checksums of both and the figures of the last evaluation.
 
 import dataclasses
 import gc
-import json
 import logging
 import math
 import shutil
 import tempfile
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from flax import traverse_util
 
 from genjax.errors import UserError
 from genjax.parallel.partition import path_name
 from genjax.parallel.processes import agree, first_text, is_first, wait_for_all
 from genjax.run_config import BestIs, CheckpointConfig
 from genjax.task import TrainState
+from train.checkpoint_files import (
+    CheckpointFiles,
+    CorruptCheckpointError,
+    damage_anywhere,
+    json_checksum,
+    nest,
+)
 from train.integrity import checksums
 from train.save_barrier import OtherProcessFailed, SaveBarrier
-from train.storage_errors import all_text, quiet, reason, without_orphans
+from train.storage_errors import quiet, reason, without_orphans
 
 managers = ocp.checkpoint_managers
-
-_GROUP_BYTES = 256 * 2**20
-"""Bytes of the arrays that are checked at once without their model."""
 
 
 class SaveError(Exception):
     """A checkpoint could not be written; earlier ones are untouched."""
-
-
-class CorruptCheckpointError(Exception):
-    """A checkpoint on disk is damaged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +72,6 @@ def unflatten(arrays: dict[str, Any], like: TrainState) -> TrainState:
         return array
 
     return jax.tree_util.tree_map_with_path(leaf, like)
-
-
-def _nest(arrays: dict[str, Any]) -> dict[str, Any]:
-    return traverse_util.unflatten_dict(arrays, sep="/")
-
-
-def _flat(tree: dict[str, Any]) -> dict[str, Any]:
-    return traverse_util.flatten_dict(tree, sep="/")
 
 
 class Checkpoints:
@@ -140,6 +128,9 @@ class Checkpoints:
                 "figures": ocp.JsonCheckpointHandler(),
             },
         )
+        self.files = CheckpointFiles(
+            self.folder, lambda step: self._manager.item_metadata(step)["state"]
+        )
         self._figures: dict[int, dict[str, float]] = {}
 
     def steps(self) -> list[int]:
@@ -161,7 +152,7 @@ class Checkpoints:
         if step not in self._figures:
             try:
                 with quiet():
-                    found = self._read_json(step, "figures")
+                    found = self.files.read_json(step, "figures")
             except Exception:
                 found = {}
             self._figures[step] = {
@@ -190,10 +181,10 @@ class Checkpoints:
                 f"it has {', '.join(figures)}"
             )
         arrays = flatten(state)
-        sums = {"arrays": checksums(arrays), "position": _json_checksum(position)}
+        sums = {"arrays": checksums(arrays), "position": json_checksum(position)}
         self._figures[step] = dict(figures or {})
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(_nest(arrays)),
+            state=ocp.args.StandardSave(nest(arrays)),
             position=ocp.args.JsonSave(position),
             checksums=ocp.args.JsonSave(sums),
             figures=ocp.args.JsonSave(self._figures[step]),
@@ -321,21 +312,21 @@ class Checkpoints:
                 shardings,
             )
         )
-        with _damage_anywhere(templates):
-            saved = _flat(self._manager.item_metadata(step)["state"].tree)
+        with damage_anywhere(templates):
+            saved = self.files.forms(step)
         self._check_same_arrays(step, saved, templates)
-        with _damage_anywhere(templates):
-            arrays = self._load(step, templates)
-            position = self._read_json(step, "position")
+        with damage_anywhere(templates):
+            arrays = self.files.load(step, templates)
+            position = self.files.read_json(step, "position")
             expected, position_sum = (
-                self._read_json(step, "checksums")[name] for name in ("arrays", "position")
+                self.files.read_json(step, "checksums")[name] for name in ("arrays", "position")
             )
         found = checksums(arrays)
         wrong = [name for name in found if found[name] != expected.get(name)]
         if wrong:
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             raise CorruptCheckpointError(f"the array {wrong[0]}{more} differs from its checksum")
-        if _json_checksum(position) != position_sum:
+        if json_checksum(position) != position_sum:
             raise CorruptCheckpointError("the position in the data differs from its checksum")
         return Restored(step, unflatten(arrays, like), position)
 
@@ -365,134 +356,6 @@ class Checkpoints:
         except Exception:
             nanoseconds = None
         return nanoseconds / 1e9 if nanoseconds else (self.folder / str(step)).stat().st_mtime
-
-    def names(self, step: int) -> list[str]:
-        """The paths of a checkpoint's arrays, by its own account: no model is needed.
-
-        Raises:
-            CorruptCheckpointError: the account cannot be read.
-        """
-        forms, sums = self._contents(step)
-        return sorted(forms.keys() | sums.keys())
-
-    def read_arrays(
-        self, step: int, names: Iterable[str]
-    ) -> Iterator[tuple[str, jax.Array | None, str]]:
-        """Read arrays of a checkpoint onto one device, without the model that they belong to.
-
-        Args:
-            step: which checkpoint.
-            names: paths of arrays, from `names`.
-
-        Yields:
-            The path of each array, the array or None, and what is wrong with it, or "".
-
-        Raises:
-            CorruptCheckpointError: it cannot be told what the checkpoint holds.
-        """
-        forms, sums = self._contents(step)
-        group, size = [], 0
-        for name in names:
-            if name not in forms:
-                yield name, None, f"the array {name} is missing"
-                continue
-            form = forms[name]
-            bytes_here = math.prod(form.shape) * form.dtype.itemsize
-            if group and size + bytes_here > _GROUP_BYTES:
-                yield from self._read_group(step, group, forms, sums)
-                group, size = [], 0
-            group.append(name)
-            size += bytes_here
-        if group:
-            yield from self._read_group(step, group, forms, sums)
-
-    def _read_group(
-        self,
-        step: int,
-        names: list[str],
-        forms: dict[str, jax.ShapeDtypeStruct],
-        sums: dict[str, int],
-    ) -> Iterator[tuple[str, jax.Array | None, str]]:
-        try:
-            with _damage(names):
-                arrays = self._load(step, {name: forms[name] for name in names})
-                found = checksums(arrays)
-        except CorruptCheckpointError:
-            arrays = found = None
-        if arrays is None or found is None:
-            if len(names) == 1:
-                yield names[0], None, f"the array {names[0]} cannot be read"
-                return
-            # The first array that fails takes the others with it: narrow it down.
-            half = len(names) // 2
-            yield from self._read_group(step, names[:half], forms, sums)
-            yield from self._read_group(step, names[half:], forms, sums)
-            return
-        for name in names:
-            wrong = found[name] != sums.get(name)
-            yield (
-                name,
-                arrays[name],
-                f"the array {name} differs from its checksum" if wrong else "",
-            )
-
-    def _contents(self, step: int) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, int]]:
-        """The form of each array of a checkpoint, on one device, and their checksums."""
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        with _damage(()):
-            saved = self._manager.item_metadata(step)["state"]
-            if saved is None:
-                raise ValueError("the list of its arrays is missing or damaged")
-            forms = {
-                name: jax.ShapeDtypeStruct(form.shape, form.dtype, sharding=device)
-                for name, form in _flat(saved.tree).items()
-            }
-            sums = self._read_json(step, "checksums")["arrays"]
-            return forms, dict(sums)
-
-    def _load(self, step: int, forms: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-        """Read arrays of a checkpoint; of each, this process reads the parts of its devices."""
-        item = _nest(dict(forms))
-        with _reader(ocp.PyTreeCheckpointHandler()) as reader:
-            read = reader.restore(
-                self.folder / str(step) / "state",
-                args=ocp.args.PyTreeRestore(
-                    item=item,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-                    partial_restore=True,
-                ),
-            )
-        return _flat(read)
-
-    def _read_json(self, step: int, item: str) -> Any:
-        with _reader(ocp.JsonCheckpointHandler()) as reader:
-            return reader.restore(self.folder / str(step) / item, args=ocp.args.JsonRestore())
-
-    def problems(self, step: int) -> list[str]:
-        """All that is damaged in a checkpoint, a text for each array; nothing is changed.
-
-        Raises:
-            UserError: this process may not read the files.
-        """
-        try:
-            arrays = self.read_arrays(step, self.names(step))
-            found = [problem for _, _, problem in arrays if problem]
-        except CorruptCheckpointError as error:
-            return [str(error)]
-        try:
-            with _damage(()):
-                position = self._read_json(step, "position")
-                expected = self._read_json(step, "checksums")["position"]
-            if _json_checksum(position) != expected:
-                found.append("the position in the data differs from its checksum")
-        except CorruptCheckpointError:
-            found.append("the position in the data cannot be read")
-        try:
-            with _damage(()):
-                self._read_json(step, "figures")
-        except CorruptCheckpointError:
-            found.append("the figures of its evaluation cannot be read")
-        return found
 
     def delete(self, step: int) -> None:
         """Delete a checkpoint; a process that is killed meanwhile leaves it whole or none.
@@ -546,17 +409,6 @@ class _Best(managers.PreservationPolicy):
         return [checkpoint.step == best for checkpoint in checkpoints]
 
 
-def _reader(handler: Any) -> ocp.Checkpointer:
-    """Reads in this process alone: no other waits for it if it fails, nor it for them."""
-    own = jax.process_index()
-    return ocp.Checkpointer(
-        handler,
-        multiprocessing_options=ocp.options.MultiprocessingOptions(
-            primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
-        ),
-    )
-
-
 def _with_key_data(state: TrainState) -> TrainState:
     """Shapes with random keys as the integers they are saved as."""
     return jax.eval_shape(
@@ -575,42 +427,3 @@ def _with_key_data(state: TrainState) -> TrainState:
 def _form(array: Any) -> str:
     """Type and shape of an array, as "float32[4, 8]"."""
     return f"{jnp.dtype(array.dtype).name}{list(array.shape)}"
-
-
-def _json_checksum(value: Any) -> int:
-    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
-
-
-@contextmanager
-def _damage(names: Iterable[str]) -> Iterator[None]:
-    """Turn errors of reading into `CorruptCheckpointError`s that name the array, if they tell it.
-
-    Errors of the machine that reads (no memory, no permission) pass: the checkpoint may be sound.
-    """
-    try:
-        with quiet():
-            yield
-    except Exception as error:
-        text = all_text(error)
-        if isinstance(error, MemoryError | PermissionError) or "RESOURCE_EXHAUSTED" in text:
-            raise
-        if "PERMISSION_DENIED" in text:
-            raise UserError(f"the checkpoint cannot be read: {reason(error)}") from error
-        for name in names:
-            dotted = name.replace("/", ".")
-            if f"'{dotted}/'" in text or f'"{dotted}/' in text:
-                raise CorruptCheckpointError(f"the array {name} cannot be read") from error
-        raise CorruptCheckpointError(f"it cannot be read ({reason(error)})") from error
-
-
-@contextmanager
-def _damage_anywhere(names: Iterable[str]) -> Iterator[None]:
-    """The same where what one process cannot read is damaged for all."""
-    problem, cause = "", None
-    try:
-        with _damage(names):
-            yield
-    except CorruptCheckpointError as error:
-        problem, cause = str(error), error
-    if problem := first_text(problem):
-        raise CorruptCheckpointError(problem) from cause

@@ -124,14 +124,6 @@ class Clock:
             self._waited += waited
             self.move(waited, "input")
 
-    def seconds(self) -> float:
-        """Wall time of the run in seconds, summed over its sessions."""
-        return sum(self._spent.values()) + self._now() - self._kind_since
-
-    def goodput(self) -> float:
-        """Share of the wall time that went into training steps whose result was kept."""
-        return self.account()["goodput"]
-
     def account(self) -> dict[str, float]:
         """The wall time so far, as it is logged.
 

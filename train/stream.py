@@ -87,7 +87,7 @@ def place(batch: Batch, mesh: Mesh, sequence_dimensions: Mapping[str, int] | Non
         shape = (rows * shard.count, *array.shape[1:])
         dimension = sequence_dimension_of(sequence_dimensions, name)
         sharding = batch_sharding(mesh, shape, dimension)
-        if shard.count == 1:
+        if jax.process_count() == 1:
             return jax.device_put(array, sharding)
         first = shard.index * rows
 

@@ -42,12 +42,11 @@ from genjax.nn.recurrent_loop import (
     states_before,
 )
 from genjax.nn.recurrent_split import (
-    all_units,
     among_all_units,
     each_device_its_sequences,
-    own_units,
     own_units_of_sum,
 )
+from genjax.nn.split_by_hand import all_features, own_features
 from genjax.nn.target import target_platform
 
 Implementation = Literal["scan", "cudnn"]
@@ -93,7 +92,7 @@ def _lstm_forward(dtype: DTypeLike, reset: Array | None, *arguments: Array) -> t
         activated = jnp.tanh(z * scale) * scale + offset
         i, f, g, o = jnp.split(activated, 4, axis=-1)
         c = f * c + i * g
-        h = all_units(o * jnp.tanh(c), hidden_size)
+        h = all_features(o * jnp.tanh(c), hidden_size)
         return put(gates, activated, t), put(ys, h, t), put(cs, c, t + 1), h, c
 
     ys = lax.empty((length, batch_size, hidden_size), state_dtype)
@@ -228,7 +227,7 @@ def _gru_forward(dtype: DTypeLike, reset: Array | None, *arguments: Array) -> tu
         r, u = jnp.split(gate, 2, axis=-1)
         recall = recurrent[:, 2 * units :] + recurrent_bias
         candidate = jnp.tanh(at(candidates, t) + candidate_bias + r * recall)
-        h = all_units(candidate + u * (own_units(h, units) - candidate), hidden_size)
+        h = all_features(candidate + u * (own_features(h, units) - candidate), hidden_size)
         return (
             put(gates, gate, t),
             put(candidates, candidate, t),
@@ -262,7 +261,7 @@ def _gru_backward(dtype: DTypeLike, residuals: Any, cotangents: Any) -> tuple[An
         r, u = jnp.split(gate, 2, axis=-1)
         dh = own_units_of_sum(dh + at(dys, t), units)
         dn = dh * (1 - u) * (1 - candidate * candidate)
-        du = dh * (own_units(at(before, t), units) - candidate) * u * (1 - u)
+        du = dh * (own_features(at(before, t), units) - candidate) * u * (1 - u)
         d_gate = jnp.concatenate([dn * recall * r * (1 - r), du], axis=-1)
         d_recall = dn * r
         d_recurrent = jnp.concatenate([d_gate, d_recall], axis=-1)
@@ -351,10 +350,10 @@ def _elman_forward(dtype: DTypeLike, reset: Array | None, *arguments: Array) -> 
     def step(t: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
         ys, h = state
         own = jnp.tanh(at(ys, t) + matmul(masked(h, keep, t), kernel, dtype) + bias)
-        return put(ys, own, t), all_units(own, h0.shape[-1])
+        return put(ys, own, t), all_features(own, h0.shape[-1])
 
     ys, h = lax.fori_loop(0, len(x), step, (projected, h0))
-    ys = all_units(ys, h0.shape[-1])
+    ys = all_features(ys, h0.shape[-1])
     return (ys, h), (reset, arguments, ys)
 
 
@@ -365,7 +364,7 @@ def _elman_backward(dtype: DTypeLike, residuals: Any, cotangents: Any) -> tuple[
     keep = keep_mask(reset, ys.dtype)
     transposed = recurrent_kernel.T.astype(dtype)
     units = len(bias)
-    own_ys = own_units(ys, units)
+    own_ys = own_features(ys, units)
 
     def step(t: Time, slabs: Slabs, dh: Any) -> tuple[Slabs, Any]:
         dz = (own_units_of_sum(dh, units) + slabs[0]) * (1 - at(own_ys, t) ** 2)

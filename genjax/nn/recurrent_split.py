@@ -21,7 +21,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
-from genjax.nn.split_by_hand import splits_batch
+from genjax.nn.split_by_hand import own_features, splits_batch
 from genjax.parallel.mesh import BATCH_AXES, TENSOR_AXIS
 
 Arrays = tuple[Array, ...]
@@ -66,7 +66,7 @@ def each_device_its_sequences(
 
     def run(reset: Array | None, x: Array, states: Arrays, gates: Arrays) -> Arrays:
         own = hidden_size // (ways if by_units else 1)
-        gates = tuple(own_units(weight, own) for weight in gates)
+        gates = tuple(own_features(weight, own) for weight in gates)
         return layer(reset, x, states, tuple(w.reshape(*w.shape[:-2], -1) for w in gates))
 
     gates = tuple(gates_apart(weight) for weight in weights)
@@ -82,21 +82,6 @@ def each_device_its_sequences(
         # among them; what entered the same is added up. The layers' derivatives count on it.
         check_vma=False,
     )(reset, x, states, gates)
-
-
-def all_units(own: Float[Array, "*B U"], hidden_size: int) -> Float[Array, "*B H"]:
-    """Of the units of each device, those of all."""
-    if own.shape[-1] == hidden_size:
-        return own
-    return lax.all_gather(own, TENSOR_AXIS, axis=own.ndim - 1, tiled=True)
-
-
-def own_units(whole: Float[Array, "*B H"], units: int) -> Float[Array, "*B U"]:
-    """Of all units, those of this device."""
-    if whole.shape[-1] == units:
-        return whole
-    start = lax.axis_index(TENSOR_AXIS) * units
-    return lax.dynamic_slice_in_dim(whole, start, units, whole.ndim - 1)
 
 
 def own_units_of_sum(parts: Float[Array, "*B H"], units: int) -> Float[Array, "*B U"]:

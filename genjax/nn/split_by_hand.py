@@ -103,19 +103,19 @@ def neighbouring_rows(images: Float[Array, "B H W C"], reach: int) -> Float[Arra
     return jnp.concatenate([*above[::-1], images, *below], 1)
 
 
-def all_features(images: Float[Array, "B H W _"], features: int) -> Float[Array, "B H W F"]:
+def all_features(own: Float[Array, "*B _"], features: int) -> Float[Array, "*B F"]:
     """Where kernels are split by hand: all F `features`, of which a device may have some."""
-    if images.shape[-1] == features:
-        return images
-    return lax.all_gather(images, TENSOR_AXIS, axis=images.ndim - 1, tiled=True)
+    if own.shape[-1] == features:
+        return own
+    return lax.all_gather(own, TENSOR_AXIS, axis=own.ndim - 1, tiled=True)
 
 
-def own_features(images: Float[Array, "B H W F"], features: int) -> Float[Array, "B H W _"]:
+def own_features(whole: Float[Array, "*B F"], features: int) -> Float[Array, "*B _"]:
     """Of all features those of a device: the inverse of `all_features`."""
-    if images.shape[-1] == features:
-        return images
+    if whole.shape[-1] == features:
+        return whole
     start = lax.axis_index(TENSOR_AXIS) * features
-    return lax.dynamic_slice_in_dim(images, start, features, images.ndim - 1)
+    return lax.dynamic_slice_in_dim(whole, start, features, whole.ndim - 1)
 
 
 def _moved(rows: Array, moves: list[tuple[int, int]]) -> Array:

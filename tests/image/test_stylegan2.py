@@ -188,7 +188,12 @@ def test_gradient_penalty_and_its_gradient(settings, dtype, bar):
 
 @pytest.mark.parametrize("dtype,bar", EXACT_FIRST)
 @pytest.mark.parametrize(
-    "settings", [{"architecture": "skip"}, {"architecture": "residual", "num_classes": 3}], ids=str
+    "settings",
+    [
+        pytest.param({"architecture": "skip"}, marks=pytest.mark.slow),
+        {"architecture": "residual", "num_classes": 3},
+    ],
+    ids=str,
 )
 def test_path_lengths_and_their_gradient(settings, dtype, bar):
     """How far images move with the styles, Karras et al. 2020, section 3.2."""

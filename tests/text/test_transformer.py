@@ -174,7 +174,9 @@ def test_gradients_match_finite_differences_in_float64(model, chunk_size):
         )
 
 
-@FORMS
+@pytest.mark.parametrize(
+    "model", [pytest.param(GPT2, marks=pytest.mark.slow), MODERN], ids=["gpt2", "modern"]
+)
 @pytest.mark.parametrize("scan_layers", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("pieces", [(1, 1, 7), pytest.param((4, 5), marks=pytest.mark.slow)])
 def test_cache_gives_the_same_logits(model, scan_layers, pieces):

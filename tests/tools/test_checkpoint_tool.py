@@ -204,7 +204,7 @@ def test_what_is_not_named_can_be_read(run, capsys):
     rest = sorted(expected.keys() - set(named))
     assert rest and expected.keys() >= set(named)
     checkpoints = Checkpoints(run / "checkpoints")
-    for name, array, problem in checkpoints.read_arrays(30, rest):
+    for name, array, problem in checkpoints.files.read_arrays(30, rest):
         assert problem == "" and array.devices() == {jax.devices()[0]}
         assert np.asarray(array).tobytes() == np.asarray(expected[name]).tobytes()
     checkpoints.close()

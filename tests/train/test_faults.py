@@ -176,7 +176,7 @@ def check_intact(folder):
     """The checkpoints that a run keeps are whole; an older one may just be being deleted."""
     checkpoints = Checkpoints(folder / "checkpoints")
     for step in checkpoints.steps()[-2:]:
-        assert checkpoints.problems(step) == [], step
+        assert checkpoints.files.problems(step) == [], step
     checkpoints.close()
 
 
