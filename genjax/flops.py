@@ -6,39 +6,70 @@ multiplies by the number of turns.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax.extend import core
 
 
-def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
+def count_flops(function: Callable[..., Any], *arguments: Any, borders: bool = True) -> float:
     """Floating-point operations of the products in a call.
 
     Args:
         function: what to trace; it is not run.
         *arguments: arrays, or their shapes.
+        borders: whether a convolution's products with the zeros around an image count, as they do
+            in published figures. XLA's own count leaves them out, which for images of a few pixels
+            is up to a half.
     """
-    return _jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return _whole(jax.make_jaxpr(function)(*arguments).jaxpr, borders)
 
 
-def _jaxpr_flops(jaxpr: core.Jaxpr) -> float:
-    """Of all whose result is used: a custom gradient makes those of its constants, too."""
+_CALLS = ("jit", "closed_call", "checkpoint", "custom_jvp_call", "custom_vjp_call")
+"""Primitives that do no more than call a function of their own inputs."""
+
+
+def _count(jaxpr: core.Jaxpr, wanted: Sequence[bool], borders: bool) -> tuple[float, list[bool]]:
+    """Operations behind the wanted results, and which inputs these read.
+
+    A custom gradient makes those of constants too, and the value of a linear function comes with
+    its transpose: nobody uses them, and XLA leaves them out.
+    """
     total = 0.0
-    needed = {variable for variable in jaxpr.outvars if isinstance(variable, core.Var)}
+    needed = {
+        variable
+        for variable, want in zip(jaxpr.outvars, wanted, strict=True)
+        if want and isinstance(variable, core.Var)
+    }
     for equation in reversed(jaxpr.eqns):
-        if equation.effects or not needed.isdisjoint(equation.outvars):
-            total += _equation_flops(equation)
-            needed |= {variable for variable in equation.invars if isinstance(variable, core.Var)}
-    return total
+        used = [bool(equation.effects) or out in needed for out in equation.outvars]
+        if not any(used):
+            continue
+        read = [True] * len(equation.invars)
+        inner = _inner(equation.params)
+        if equation.primitive.name in _CALLS and len(inner) == 1:
+            flops, read = _count(inner[0], used, borders)
+        else:
+            flops = _equation_flops(equation, borders)
+        total += flops
+        needed |= {
+            variable
+            for variable, reads in zip(equation.invars, read, strict=True)
+            if reads and isinstance(variable, core.Var)
+        }
+    return total, [variable in needed for variable in jaxpr.invars]
+
+
+def _whole(jaxpr: core.Jaxpr, borders: bool) -> float:
+    return _count(jaxpr, [True] * len(jaxpr.outvars), borders)[0]
 
 
 def _shape(variable: Any) -> tuple[int, ...]:
     return variable.aval.shape
 
 
-def _equation_flops(equation: core.JaxprEqn) -> float:
+def _equation_flops(equation: core.JaxprEqn, borders: bool) -> float:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
@@ -49,10 +80,10 @@ def _equation_flops(equation: core.JaxprEqn) -> float:
             * math.prod(left[dimension] for dimension in contracted)
         )
     if name == "conv_general_dilated":
-        return _convolution_flops(equation)
+        return _convolution_flops(equation, borders)
     if name == "cond":
         # Alternatives for other backends, or for other values: the largest.
-        return max(_jaxpr_flops(branch.jaxpr) for branch in params["branches"])
+        return max(_whole(branch.jaxpr, borders) for branch in params["branches"])
     turns = 1
     if name == "scan":
         turns = params["length"]
@@ -61,7 +92,7 @@ def _equation_flops(equation: core.JaxprEqn) -> float:
     elif name == "pallas_call":
         # Blocks that a mask leaves out count too, where the kernel's grid has them.
         turns = math.prod(params["grid_mapping"].grid)
-    return turns * sum(_jaxpr_flops(inner) for inner in _inner(params))
+    return turns * sum(_whole(inner, borders) for inner in _inner(params))
 
 
 def _shards(params: dict[str, Any]) -> int:
@@ -76,14 +107,36 @@ def _shards(params: dict[str, Any]) -> int:
     return math.prod(params["mesh"].shape[axis] for axis in axes)
 
 
-def _convolution_flops(equation: core.JaxprEqn) -> float:
-    """Products with inserted zeros are not counted."""
+def _convolution_flops(equation: core.JaxprEqn, borders: bool) -> float:
+    """Products with inserted zeros are never counted."""
     params, kernel = equation.params, _shape(equation.invars[1])
     numbers = params["dimension_numbers"]
     features = kernel[numbers.rhs_spec[0]]
-    inserted = math.prod(params["lhs_dilation"])
-    outputs = math.prod(_shape(equation.outvars[0]))
-    return 2.0 * outputs * math.prod(kernel) / features / inserted
+    outputs = _shape(equation.outvars[0])
+    if borders:
+        inserted = math.prod(params["lhs_dilation"])
+        return 2.0 * math.prod(outputs) * math.prod(kernel) / features / inserted
+    spatial = (numbers.lhs_spec[2:], numbers.rhs_spec[2:], numbers.out_spec[2:])
+    read = math.prod(
+        _products(
+            *(_shape(equation.invars[0])[image], kernel[tap], outputs[output]),
+            *(params["window_strides"][n], params["padding"][n][0]),
+            *(params["lhs_dilation"][n], params["rhs_dilation"][n]),
+        )
+        for n, (image, tap, output) in enumerate(zip(*spatial, strict=True))
+    )
+    batch = outputs[numbers.out_spec[0]]
+    return 2.0 * batch * features * kernel[numbers.rhs_spec[1]] * read
+
+
+def _products(
+    size: int, taps: int, outputs: int, stride: int, before: int, inserted: int, spread: int
+) -> int:
+    """How often along one axis a tap of an output meets a pixel, no border or inserted zero."""
+    places = (
+        output * stride + tap * spread - before for output in range(outputs) for tap in range(taps)
+    )
+    return sum(place % inserted == 0 and 0 <= place < size * inserted for place in places)
 
 
 def _inner(params: dict[str, Any]) -> list[core.Jaxpr]:

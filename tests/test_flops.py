@@ -1,5 +1,7 @@
 """Counted operations against closed forms: two for each multiply-add of a product."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -7,6 +9,7 @@ from jax import lax
 
 from genjax.flops import count_flops
 from genjax.nn.convolution import conv2d, conv_transpose2d
+from genjax.nn.convolution3d import conv3d, conv_transpose3d
 from genjax.nn.dense import matmul
 from genjax.nn.grouped_convolution import grouped_conv2d
 from genjax.parallel.mesh import MeshConfig, make_mesh
@@ -71,6 +74,43 @@ def test_transposed_convolutions():
     small, kernel = jnp.zeros((2, 4, 4, 5)), jnp.zeros((4, 4, 3, 5))
     found = count_flops(lambda x, k: conv_transpose2d(x, k, stride=2, padding=1), small, kernel)
     assert found == 2 * (2 * 4 * 4 * 5) * 16 * 3
+
+
+def test_products_with_the_border_are_left_out_on_request():
+    """A 3x3 kernel meets 8 + 2 * 7 pairs of a tap and a pixel on 8 rows."""
+    counted = count_flops(conv2d, IMAGES, KERNEL, borders=False)
+    assert counted == 2 * 2 * 5 * 3 * (8 + 2 * 7) * (6 + 2 * 5)
+    grouped = lambda x, k: lax.conv_general_dilated(  # noqa: E731
+        x,
+        k,
+        (1, 1),
+        [(0, 0), (0, 0)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=3,
+    )
+    depthwise = jnp.zeros((3, 3, 1, 3))
+    whole, inside = (count_flops(grouped, IMAGES, depthwise, borders=b) for b in (True, False))
+    assert whole == inside == 2 * (2 * 6 * 4 * 3) * 9
+
+
+@pytest.mark.parametrize("function", [conv3d, conv_transpose3d])
+def test_clips(function):
+    """Neither form of the backends counts what it computes and drops."""
+    clips, kernel = jnp.zeros((2, 8, 6, 6, 3)), jnp.zeros((4, 4, 4, 3, 3))
+    layer = lambda x, k: function(x, k, stride=(2, 2), padding=(1, 1))  # noqa: E731
+    small = (4, 3, 3) if function is conv3d else (8, 6, 6)
+    forward = 2 * (2 * math.prod(small) * 3) * 4**3 * 3
+    assert count_flops(layer, clips, kernel) == forward
+    gradient = jax.grad(lambda x, k: jnp.square(layer(x, k)).sum(), (0, 1))
+    assert count_flops(gradient, clips, kernel) == 3 * forward
+
+
+def test_unused_results_of_a_call_are_no_work():
+    both = jax.jit(lambda x, w: (x @ w, (x @ jnp.ones((5, 5))) @ w))
+    assert count_flops(lambda x, w: both(x, w)[0], X, W) == PRODUCT
+    assert count_flops(lambda x, w: both(x @ jnp.ones((5, 5)), w)[0].sum(), X, W) == (
+        PRODUCT + 2 * 4 * 5 * 5
+    )
 
 
 @pytest.mark.parametrize("mesh", [None, MeshConfig(data=4, fsdp=2), MeshConfig(data=4, tensor=2)])
