@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from genjax.parallel.mesh import make_mesh
-from genjax.parallel.processes import agree, first_text, process_shard, wait_for_all
+from genjax.parallel.processes import agree, first_numbers, first_text, process_shard
 from genjax.run_config import RunConfig
 from genjax.task import Evaluation, Task
 from train.checkpoint import Checkpoints, SaveError
@@ -117,16 +117,13 @@ def train(
         # Without a checkpoint all is done again, baselines included.
         writers = open_writers(config, run, -1 if restored is None else step, progress.tell)
         opened.callback(writers.close)
-        # What all processes read of the log, they read as the first one leaves it here.
-        wait_for_all("the log is open")
         clock = Clock(step, earlier, session_began)
         opened.callback(lambda: writers.record("speed", step, clock.account()))
         if earlier:
             # At once: the lines that it was taken from are gone.
             writers.record("speed", step, clock.account())
-        guard = DivergenceGuard(
-            config.divergence_factor, recorded(run, "train", "loss", first=True)
-        )
+        first_loss = first_numbers(lambda: recorded_values(run, "train", "loss", step)[:1])
+        guard = DivergenceGuard(config.divergence_factor, *first_loss)
         best_metric = config.checkpoint.best_metric
         figure_guard: FigureGuard | None = None
         evaluator = Evaluator(task, mesh)
@@ -242,7 +239,8 @@ def train(
                     config.divergence_evaluations,
                     config.checkpoint.best_is,
                 )
-                for value in recorded_values(run, evaluation.name, best_metric, step):
+                kind, name = evaluation.name, best_metric
+                for value in first_numbers(lambda: recorded_values(run, kind, name, step)):
                     problem = figure_guard.problem(value)
         if step == 0:
             for baseline in task.baselines():

@@ -212,24 +212,21 @@ def open_writers(
     return Writers(JsonLines(run, step), others, tell)
 
 
-def recorded(
-    run: RunDirectory, kind: str, name: str, step: int | None = None, *, first: bool = False
-) -> Any:
-    """The newest (or first) value that `metrics.jsonl` holds of a kind and name, or None.
+def recorded(run: RunDirectory, kind: str, name: str, step: int | None = None) -> Any:
+    """The newest value that `metrics.jsonl` holds of a kind and name, or None.
 
     Args:
         run: the run directory.
         kind: the lines' kind.
         name: the value's name.
         step: only lines of this step.
-        first: take the first instead of the newest.
     """
     values = [
         entry[name]
         for _, entry in _entries(run.metrics_file)
         if entry["kind"] == kind and name in entry and step in (None, entry["step"])
     ]
-    return values[0 if first else -1] if values else None
+    return values[-1] if values else None
 
 
 def recorded_values(run: RunDirectory, kind: str, name: str, last: int) -> list[float]:

@@ -46,7 +46,8 @@ class MeshConfig(Config):
     tensor: int = Field(default=1, ge=1)
     """Ways to split each layer's matrices."""
     sequence: int = Field(default=1, ge=1)
-    """Ways to split the time axis of a batch."""
+    """Ways to split each example: texts along time, where attention passes keys and values round
+    (ring attention); images and clips along height."""
 
     @field_validator("data", "fsdp")
     @classmethod

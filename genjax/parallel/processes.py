@@ -6,7 +6,7 @@ import importlib.util
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +197,17 @@ def first_text(text: str) -> str:
     codes[: len(data)] = list(data)
     texts = (bytes(row).rstrip(b"\0") for row in multihost_utils.process_allgather(codes))
     return next((one.decode(errors="ignore") for one in texts if one), "")
+
+
+def first_numbers(read: Callable[[], Sequence[float]]) -> list[float]:
+    """What the first process reads, for all: of a shared disk others may see an older state."""
+    numbers = np.asarray(read() if is_first() else [], np.float64)
+    count = agree(len(numbers))
+    if jax.process_count() == 1 or not count:
+        return numbers.tolist()
+    # In halves: as they are, JAX would round them to its own default precision.
+    halves = numbers.view(np.uint32) if is_first() else np.zeros(2 * count, np.uint32)
+    return np.asarray(multihost_utils.broadcast_one_to_all(halves)).view(np.float64).tolist()
 
 
 def first_does(action: Callable[[], None]) -> None:

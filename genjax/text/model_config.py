@@ -56,7 +56,8 @@ class TransformerConfig(Config):
     """Share of features dropped after the embedding and each sub-layer in training."""
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     """Implementation of attention; "auto" takes Splash on TPUs, cuDNN on GPUs in bfloat16
-    unless documents are packed, else plain XLA, which holds the scores of all pairs."""
+    unless documents are packed, else plain XLA, which holds the scores of all pairs; where
+    mesh.sequence splits time, ring attention. A named one gathers all of time there."""
     scan_layers: bool = False
     """Compile one layer and scan over them: for deep models."""
     remat: Literal["none", "dots", "full"] = "none"

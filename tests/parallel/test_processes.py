@@ -1,16 +1,24 @@
 """Several processes of one run: how they are found, and which rows each reads."""
 
 import dataclasses
+import functools
 import re
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from genjax.errors import UserError
 from genjax.parallel.mesh import AXES
-from genjax.parallel.processes import Place, launched_by, place_from_flags, process_shard
+from genjax.parallel.processes import (
+    Place,
+    first_numbers,
+    launched_by,
+    place_from_flags,
+    process_shard,
+)
 from genjax.task import Shard
 
 pytestmark = pytest.mark.fast
@@ -130,3 +138,33 @@ def test_rows_of_processes_in_pairs(monkeypatch):
 def test_rows_that_do_not_come_in_equal_parts(monkeypatch, devices, sizes):
     with pytest.raises(UserError, match=r"mesh: (the|\d+) "):
         shards(monkeypatch, 2, devices, **sizes)
+
+
+# ---- what they have in common --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("numbers", [[1 / 3, float("inf"), 5e-300], []])
+def test_numbers_of_the_first_reach_all(monkeypatch, numbers):
+    assert first_numbers(lambda: numbers) == numbers
+    sent = []
+
+    def broadcast(array, *, first):
+        # As on the devices: without 64-bit types.
+        assert array.dtype.itemsize == 4
+        if first:
+            sent.append(np.array(array))
+            return array
+        mine, array = np.shape(array), sent.pop(0)
+        assert mine == np.shape(array)
+        return array
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for index in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        monkeypatch.setattr(
+            multihost_utils,
+            "broadcast_one_to_all",
+            functools.partial(broadcast, first=index == 0),
+        )
+        assert first_numbers(lambda index=index: [7.0] if index else numbers) == numbers
+    assert not sent

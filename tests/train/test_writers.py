@@ -100,7 +100,6 @@ def test_recorded(run):
     lines.record("speed", 3, {"seconds": 9.0})
     lines.close()
     assert recorded(run, "train", "loss") == 1.0
-    assert recorded(run, "train", "loss", first=True) == 3.0
     assert recorded(run, "train", "loss", 2) == 2.0
     assert recorded(run, "train", "loss", 7) is None
     assert recorded(run, "train", "accuracy") is None
