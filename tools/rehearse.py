@@ -4,10 +4,11 @@
 """
 
 import argparse
+import functools
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ _DESCRIPTION = """\
 Compile the training step of a config with the TPU's own compiler, for slices that this machine
 does not have, and say what it takes: memory of a chip, what the chips send to each other, the
 least time of a step by their published peaks, and what the whole run costs. No TPU and no data
-are needed.
+are needed. A large model takes the compiler minutes to half an hour, a form of its step at a time.
 
 The step's time is a bound: compute, memory and network at their peaks, the longest of which it
 takes at least; "not overlapped" is their sum. A real step lies between, or above: kernels rarely
@@ -83,7 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in options.topology:
             chip_of(slices.split_slices(name)[1])
         slices.prepare()
-        return _rehearse(config, options, console)
+        return _rehearse(
+            config, options, console, functools.partial(errors.print, markup=False, soft_wrap=True)
+        )
     except UserError as error:
         errors.print(str(error), markup=False, soft_wrap=True)
         return USAGE_ERROR
@@ -91,7 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _rehearse(config: RunConfig, options: argparse.Namespace, console: Console) -> int:
+def _rehearse(
+    config: RunConfig, options: argparse.Namespace, console: Console, tell: Callable[[str], None]
+) -> int:
     """Rehearse on each slice, and show it."""
     # Imported late: they import JAX, which reads what `prepare` set.
     from tools.rehearsal import scaling, tables
@@ -101,7 +106,7 @@ def _rehearse(config: RunConfig, options: argparse.Namespace, console: Console) 
     best: list[Any] = []
     every: list[Any] = []
     for name in options.topology:
-        found = _on_slice(task, config, name, options.search)
+        found = _on_slice(task, config, name, options.search, tell)
         every += found
         best.append(found[0])
         console.print(tables.summary(found))
@@ -143,7 +148,9 @@ def _rehearse(config: RunConfig, options: argparse.Namespace, console: Console) 
     return 0 if len(fitting) == len(best) else DOES_NOT_FIT
 
 
-def _on_slice(task: Any, config: RunConfig, name: str, search: int | None) -> list[Any]:
+def _on_slice(
+    task: Any, config: RunConfig, name: str, search: int | None, tell: Callable[[str], None]
+) -> list[Any]:
     """The rehearsals of a run on a slice: of its own mesh, or of several, the fastest first."""
     from tools.rehearsal.rehearsal import rehearse
     from tools.rehearsal.search import candidates
@@ -156,7 +163,7 @@ def _on_slice(task: Any, config: RunConfig, name: str, search: int | None) -> li
         chosen = candidates(task, devices, chip, cores, config.seed, search)
         meshes = [one.mesh for one in chosen]
     found = [
-        rehearse(task, mesh, devices, chip, name, seed=config.seed, steps=config.steps)
+        rehearse(task, mesh, devices, chip, name, seed=config.seed, steps=config.steps, tell=tell)
         for mesh in meshes
     ]
     return sorted(found, key=_order)

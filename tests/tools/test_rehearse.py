@@ -362,6 +362,8 @@ def test_lazy_regularisers_and_searches(tmp_path, capsys):
     assert len(found) == 2 and found[0]["step_seconds"] <= found[1]["step_seconds"]
     names = {one["name"]: one["share"] for one in found[0]["variants"]}
     assert names == {"plain": 0.5, "penalties": 0.5}
+    told = capsys.readouterr().err
+    assert re.search(r"v5e:2x4, .+: penalties step, 2 of 2: took \d+ s", told), told
 
 
 @needs_compiler

@@ -3,9 +3,8 @@
 import math
 from collections.abc import Callable, Sequence
 
-from tools.rehearsal.rehearsal import Rehearsal
+from tools.rehearsal.rehearsal import Rehearsal, mesh_words
 from tools.rehearsal.scaling import SIZES, Prediction, assumptions, efficiency, predict
-from tools.rehearsal.tables import mesh_words
 from tools.report.charts import tick_label, ticks
 from tools.report.html import attribute, text
 
@@ -139,7 +138,7 @@ def _frame(
 def _legend(rehearsals: Sequence[Rehearsal]) -> list[str]:
     parts, x = [], 20.0
     for number, one in enumerate(rehearsals):
-        label = f"{one.topology}, {mesh_words(one)}"
+        label = f"{one.topology}, {mesh_words(one.mesh)}"
         colour = COLOURS[number % len(COLOURS)]
         parts.append(
             f'<path d="M{x:.0f} 50h22" stroke="{colour}" stroke-width="3"/>'

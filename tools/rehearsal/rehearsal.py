@@ -1,8 +1,9 @@
 """Compile a run's own training step for a slice, and measure what comes out."""
 
 import dataclasses
+import time
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -129,6 +130,11 @@ class Rehearsal:
         return self.steps * seconds * self.fabric.chips / 3600
 
 
+def mesh_words(sizes: Mapping[str, int]) -> str:
+    """A mesh's axes that are not 1, such as "data 4 x fsdp 64"."""
+    return " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "one device"
+
+
 def shares_of_variants(task: Task, steps: int) -> dict[Hashable, float]:
     """The forms of a task's step and the share of steps that takes each, the most common first."""
     counted = Counter(task.variant(step) for step in range(min(PERIOD, max(steps, 1))))
@@ -144,6 +150,7 @@ def rehearse(
     *,
     seed: int,
     steps: int,
+    tell: Callable[[str], None] = lambda message: None,
 ) -> Rehearsal:
     """Compile every form of a task's step for devices, and measure them.
 
@@ -155,6 +162,7 @@ def rehearse(
         topology: what to call them.
         seed: the run's.
         steps: the run's.
+        tell: hears of each form what is compiled, and how long that took.
 
     Raises:
         UserError: the mesh does not fit the devices, or does not divide the batch.
@@ -166,15 +174,21 @@ def rehearse(
     batch = program.abstract_batch(data)
     fabric = fabric_of(list(mesh.devices.flat), chip)
     shares = shares_of_variants(task, steps)
-    variants = tuple(
-        _variant(program, variant, share, batch, fabric, several=len(shares) > 1)
-        for variant, share in shares.items()
-    )
+    where = f"{topology}, {mesh_words(mesh.shape)}"
+    variants = []
+    for number, (variant, share) in enumerate(shares.items(), 1):
+        what = where
+        if len(shares) > 1:
+            what += f": {_name(variant)} step, {number} of {len(shares)}"
+        tell(f"{what}: compiling")
+        began = time.perf_counter()
+        variants.append(_variant(program, variant, share, batch, fabric, several=len(shares) > 1))
+        tell(f"{what}: took {time.perf_counter() - began:.0f} s")
     return Rehearsal(
         topology=topology,
         mesh=dict(mesh.shape),
         fabric=fabric,
-        variants=variants,
+        variants=tuple(variants),
         model_flops=_model_flops(task, variants),
         units=task.units_per_step(),
         steps=steps,

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tools.rehearsal.compilation import Memory
-from tools.rehearsal.rehearsal import Rehearsal
+from tools.rehearsal.rehearsal import Rehearsal, mesh_words
 from tools.rehearsal.roofline import collective_seconds
 
 GIB = 2.0**30
@@ -34,12 +34,6 @@ def duration(seconds: float) -> str:
     return "0" if seconds == 0 else f"{seconds * 1e9:.2g} ns"
 
 
-def mesh_words(rehearsal: Rehearsal) -> str:
-    """The axes that are not 1, such as "data 4 x fsdp 64"."""
-    used = [f"{name} {size}" for name, size in rehearsal.mesh.items() if size > 1]
-    return " x ".join(used) or "one device"
-
-
 def summary(rehearsals: Sequence[Rehearsal]) -> Table:
     """One column a rehearsal."""
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
@@ -57,7 +51,7 @@ def _summary_cells(rehearsal: Rehearsal, units: Sequence[str]) -> dict[str, Text
     """What a rehearsal says in each row."""
     memory, seconds, line = rehearsal.memory, rehearsal.seconds(), rehearsal.roofline
     cells = {
-        "mesh": mesh_words(rehearsal),
+        "mesh": mesh_words(rehearsal.mesh),
         "chips": f"{rehearsal.fabric.chips:,}",
         "HBM of a chip": f"{_gib(memory.used)} of {memory.available / GIB:.4g} GiB",
         "fits": "yes" if rehearsal.fits else f"no, short {over(memory)}",
