@@ -29,6 +29,7 @@ from tools.rehearsal.chips import CHIPS
 from tools.rehearsal.compilation import batch_bytes, compile_with_text, lower_step, state_bytes
 from tools.rehearsal.rehearsal import shares_of_variants
 from tools.rehearsal.search import candidates
+from tools.rehearsal.tables import ending
 from train.program import Program
 
 ROOT = Path(__file__).parent.parent.parent
@@ -409,3 +410,12 @@ def test_slices_may_be_several():
     assert topology.split_slices("v5p:4x4x4") == (1, "v5p:4x4x4")
     assert math.prod(CHIPS["v5p"].slice_shape(512)) == 512
     assert CHIPS["v5p"].slice_shape(512) == (8, 8, 8)
+
+
+@pytest.mark.fast
+def test_operations_are_named_by_their_last_parts():
+    path = "jit(train_step)/transpose(jvp(Generator))/synthesis/8x8_conv1/reduce_sum"
+    assert ending(path, 29) == "8x8_conv1/reduce_sum"
+    assert ending(path, 30) == "synthesis/8x8_conv1/reduce_sum"
+    assert ending(path, 100) == path
+    assert ending("params[\\'kernel\\']", 8) == "kernel']"

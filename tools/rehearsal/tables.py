@@ -197,9 +197,19 @@ def longest(rehearsal: Rehearsal) -> Table:
             f"{row['count']:,.4g}",
             scaled(row["bytes"], "B"),
             duration(row["seconds"]),
-            Text(row["operation"][-60:]),
+            Text(ending(row["operation"])),
         )
     return table
+
+
+def ending(path: str, width: int = 60) -> str:
+    """The last parts of an operation's path that a width has room for; one at least."""
+    *parts, shown = path.replace("\\'", "'").split("/")
+    for part in reversed(parts):
+        if len(part) + 1 + len(shown) > width:
+            break
+        shown = f"{part}/{shown}"
+    return shown[-width:]
 
 
 def values(rehearsal: Rehearsal) -> dict[str, Any]:
