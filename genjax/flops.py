@@ -43,8 +43,10 @@ def _count(jaxpr: core.Jaxpr, wanted: Sequence[bool], borders: bool) -> tuple[fl
         if want and isinstance(variable, core.Var)
     }
     for equation in reversed(jaxpr.eqns):
-        used = [bool(equation.effects) or out in needed for out in equation.outvars]
-        if not any(used):
+        acts = bool(equation.effects)
+        used = [acts or result in needed for result in equation.outvars]
+        # What writes into memory, as kernels do, may have no result.
+        if not acts and not any(used):
             continue
         read = [True] * len(equation.invars)
         inner = _inner(equation.params)

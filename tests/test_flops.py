@@ -1,5 +1,6 @@
 """Counted operations against closed forms: two for each multiply-add of a product."""
 
+import functools
 import math
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 from jax import lax
 
 from genjax.flops import count_flops
+from genjax.nn.attention import attention
 from genjax.nn.convolution import conv2d, conv_transpose2d
 from genjax.nn.convolution3d import conv3d, conv_transpose3d
 from genjax.nn.dense import matmul
@@ -103,6 +105,20 @@ def test_clips(function):
     assert count_flops(layer, clips, kernel) == forward
     gradient = jax.grad(lambda x, k: jnp.square(layer(x, k)).sum(), (0, 1))
     assert count_flops(gradient, clips, kernel) == 3 * forward
+
+
+def test_kernels():
+    """They write into memory instead of having results: scores and their mean of values."""
+    shape = (batch, time, heads, features) = 2, 256, 3, 128
+    query = jnp.zeros(shape, jnp.bfloat16)
+    attend = functools.partial(attention, causal=True, implementation="splash")
+    scores = 2 * batch * heads * time**2 * features
+    assert count_flops(attend, query, query, query) == 2 * scores
+    loss = lambda *inputs: attend(*inputs).astype(jnp.float32).sum()  # noqa: E731
+    # Backward in two kernels, each with the scores and the weights' gradients again: one goes on to
+    # those of key and value, the other to those of the query.
+    counted = count_flops(jax.grad(loss, (0, 1, 2)), query, query, query)
+    assert counted == pytest.approx((2 + 4 + 3) * scores, rel=1e-3)
 
 
 def test_unused_results_of_a_call_are_no_work():
