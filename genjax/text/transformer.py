@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from genjax.errors import UserError
 from genjax.nn.attention import Implementation
 from genjax.nn.cross_entropy import softmax_cross_entropy
+from genjax.nn.dense import PRODUCT
 from genjax.nn.embedding import embed
 from genjax.nn.norms import LayerNorm, RMSNorm
 from genjax.nn.position import rotary_angles
@@ -346,7 +347,7 @@ class Transformer(nn.Module):
 
         match self.remat:
             case "dots":
-                policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+                policy = jax.checkpoint_policies.save_only_these_names(PRODUCT)
                 apply = nn.remat(apply, policy=policy, prevent_cse=not self.scan_layers)
             case "full":
                 apply = nn.remat(apply, prevent_cse=not self.scan_layers)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from genjax.errors import UserError
+from genjax.flops import count_flops
 from genjax.text.transformer import PARTITION_RULES, Transformer
 
 GPT2 = Transformer(
@@ -243,6 +244,29 @@ def test_scan_and_remat_change_nothing(model, scan_layers, remat):
     other_loss, actual = gradients(other, params)
     np.testing.assert_allclose(loss, other_loss, rtol=1e-6)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), actual, expected)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_remat_computes_again_what_it_says(scan_layers):
+    """Of the products: none; those of attention; or all but the last of a layer, unread."""
+    batch, time, size = 2, 32, 16
+    tokens = jax.ShapeDtypeStruct((batch, time), jnp.int32)
+
+    def flops(remat):
+        model = dataclasses.replace(
+            GPT2, context_length=time, num_layers=2, scan_layers=scan_layers, remat=remat
+        )
+        params = jax.eval_shape(model.init, jax.random.key(0), tokens)
+
+        def loss(params, tokens):
+            return model.apply(params, tokens, method="hidden", train=True)[0].sum()
+
+        return count_flops(jax.grad(loss), params, tokens)
+
+    attention = 2 * 2 * (2 * batch * time**2 * size)
+    assert flops("dots") - flops("none") == attention
+    projections = 2 * (2 * batch * time * size * (3 + 1 + 4) * size)
+    assert flops("full") - flops("dots") == projections
 
 
 def test_full_remat_needs_less_memory():
