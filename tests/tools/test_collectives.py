@@ -133,6 +133,34 @@ ENTRY %main (part: f32[16,8]) -> f32[16,8] {
 }
 """
 
+# A product that takes one of seven layers, in a fusion within its own.
+NESTED = """
+HloModule step, is_scheduled=true
+
+%take_layer (layers: f32[7,4,8], at: s32[]) -> f32[4,8] {
+  %layers = f32[7,4,8]{2,1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %layer = f32[1,4,8]{2,1,0} dynamic-slice(%layers, %at, %zero, %zero), dynamic_slice_sizes={1,4,8}
+  ROOT %flat = f32[4,8]{1,0} bitcast(%layer)
+}
+
+%product (x: f32[2,4], all: f32[7,4,8], i: s32[]) -> f32[2,8] {
+  %x = f32[2,4]{1,0} parameter(0)
+  %all = f32[7,4,8]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %mine = f32[4,8]{1,0} fusion(%all, %i), kind=kLoop, calls=%take_layer
+  ROOT %dot = f32[2,8]{1,0} convolution(%x, %mine), dim_labels=bf_io->bf
+}
+
+ENTRY %main (x.1: f32[2,4], all.1: f32[7,4,8], i.1: s32[]) -> f32[2,8] {
+  %x.1 = f32[2,4]{1,0} parameter(0)
+  %all.1 = f32[7,4,8]{2,1,0} parameter(1)
+  %i.1 = s32[] parameter(2)
+  ROOT %out = f32[2,8]{1,0} fusion(%x.1, %all.1, %i.1), kind=kOutput, calls=%product
+}
+"""
+
 
 def read(text, mesh=MESH, across=None):
     program = parse(text)
@@ -151,6 +179,12 @@ def test_turns_of_a_loop_are_read_off_its_constants():
     # truth of the comparison are bytes too. Before it a copy, and the kernel once in, once out.
     turn = 128 + 4 + 2 * 128 + 2 * 4
     assert traffic == 7 * (turn + 2 * 4 + 1) + 2 * 4 + 2 * 128
+
+
+@pytest.mark.fast
+def test_slices_within_a_product_count_as_slices():
+    _, traffic, _ = read(NESTED)
+    assert traffic == 4 * (2 * 4 + 4 * 8 + 1 + 2 * 8)
 
 
 @pytest.mark.fast

@@ -57,7 +57,7 @@ def _moved(program: ProgramText, computation: Computation, one: Instruction) -> 
     known = computation.instructions
     operands = [known[name].results for name in one.operands if name in known]
     if one.opcode == "fusion":
-        return _moved_by_fusion(program.computations[one.called("calls")[0]], one, operands)
+        return _moved_by_fusion(program, one, operands)
     if one.opcode == "copy-start":
         return _bytes(one.results[:2])
     if one.opcode == "dynamic-update-slice":
@@ -73,15 +73,20 @@ def _bytes(arrays: Sequence[Array]) -> int:
     return sum(array.size for array in arrays if array.space == 0)
 
 
+def _called(program: ProgramText, fusion: Instruction) -> Computation:
+    return program.computations[fusion.called("calls")[0]]
+
+
 def _moved_by_fusion(
-    inner: Computation, fusion: Instruction, operands: list[tuple[Array, ...]]
+    program: ProgramText, fusion: Instruction, operands: list[tuple[Array, ...]]
 ) -> int:
+    inner = _called(program, fusion)
     total = 0
     in_place: set[str] = set()
     for parameter, arrays in zip(inner.parameters, operands, strict=False):
         whole = _bytes(arrays)
         if whole:
-            part, updated = _part_used(inner, parameter)
+            part, updated = _part_used(program, inner, parameter)
             in_place |= updated
             total += whole if part is None else min(part, whole)
     root = inner.instructions[inner.root]
@@ -107,7 +112,9 @@ def _behind(inner: Computation, name: str) -> Instruction:
     return one
 
 
-def _part_used(inner: Computation, parameter: Instruction) -> tuple[int | None, set[str]]:
+def _part_used(
+    program: ProgramText, inner: Computation, parameter: Instruction
+) -> tuple[int | None, set[str]]:
     """Bytes of a parameter that a fusion reads, None for all, and the updates made in it."""
     part = 0
     updated: set[str] = set()
@@ -126,6 +133,15 @@ def _part_used(inner: Computation, parameter: Instruction) -> tuple[int | None, 
                 updated.add(user.name)
             elif user.opcode in _THROUGH:
                 waiting.append(user)
+            elif user.opcode == "fusion":
+                # One within a fusion: what a product reads, for one.
+                nested = _called(program, user)
+                for number, operand in enumerate(user.operands):
+                    if operand == one.name:
+                        read, within = _part_used(program, nested, nested.parameters[number])
+                        if read is None or within:
+                            return None, updated
+                        part += read
             else:
                 return None, updated
     return part, updated
