@@ -31,8 +31,13 @@ CONFIGS = (
     "configs/video/stylegan2_video_256.toml",
 )
 OVERRIDES = {
-    # An image for each of 512 chips.
-    ("configs/image/stylegan2_1024_pod.toml", "v5p:8x8x8"): ["data.batch_size=512"],
+    # What memory has room for.
+    ("configs/text/transformer_8b.toml", "v5p:8x8x8"): ["model.remat=dots"],
+    # An image for each of 512 chips, and as many in all.
+    ("configs/image/stylegan2_1024_pod.toml", "v5p:8x8x8"): [
+        "data.batch_size=512",
+        "steps=48828",
+    ],
 }
 
 Record = dict[str, Any]
