@@ -27,8 +27,8 @@ from genjax.nn.loop_convolution import loop_conv2d
 from genjax.nn.recurrent_loop import state_dtype_of
 from genjax.nn.split_by_hand import all_features, own_features
 
-State = tuple[Float[Array, "B H W F"], Float[Array, "B H W F"]]
-"""Hidden and cell state."""
+State = tuple[Float[Array, "B H W F"], Float[Array, "B H W O"]]
+"""Hidden and cell state: O is F, or a device's own part of it where they share the features."""
 
 kernel_init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 """Uniform in +- sqrt(3 / fan_in)."""

@@ -54,7 +54,6 @@ SIMVP = {
     "spatial_layers": 2,
     "temporal_features": 16,
     "temporal_layers": 2,
-    "mlp_ratio": 2,
 }
 INCEPTION = SIMVP | {"translator": "inception", "temporal_features": 32}
 
@@ -74,11 +73,12 @@ TASKS = {
     "convlstm": predictor(CONVLSTM, sampling=SCHEDULED),
     "hoisted": predictor(CONVLSTM),
     "predrnn": predictor(PREDRNN, "interpolate"),
-    "simvp": predictor(SIMVP, "inpaint"),
+    "simvp": predictor(SIMVP | {"mlp_ratio": 2}, "inpaint"),
     "inception": predictor(INCEPTION),
     "mocogan": game(MOCOGAN, frames_judged=2),
     "vgan": game(VGAN, discriminators=["clip"], mask_weight=0.1),
-    "stylegan2": game(STYLEGAN2, frames_judged=2, objective={"r1_gamma": 1.0}),
+    # Two clips a device: what is compared with each other then lies on one.
+    "stylegan2": game(STYLEGAN2, batch_size=16, frames_judged=2, objective={"r1_gamma": 1.0}),
 }
 MESHES = {
     "one": MeshConfig(data=1),
