@@ -158,6 +158,8 @@ def test_slurm_starts_them(toy, unbroken, tmp_path):
 
 
 TEXT = f"data.source.path={ROOT / 'README.md'}"
+DIGITS = 'data.source={kind="digits",size=16}'
+GAME = ["generator_loss", "discriminator_loss"]
 
 
 @pytest.mark.slow
@@ -168,8 +170,15 @@ TEXT = f"data.source.path={ROOT / 'README.md'}"
         # Each process holds parts of every layer, and reads all rows.
         ("text/demo", ["data.batching.batch_size=8", "mesh.tensor=8"], ["loss"], 2e-5),
         ("text/shakespeare_lstm", ["data.batching.batch_size=8", TEXT], ["loss"], 2e-5),
-        ("image/demo", ["data.batch_size=8"], ["generator_loss", "discriminator_loss"], 1e-3),
+        ("image/demo", ["data.batch_size=8"], GAME, 1e-3),
+        ("image/textures", [DIGITS, "data.batch_size=8"], GAME, 1e-3),
         ("video/demo", ["data.batch_size=8"], ["loss"], 2e-5),
+        (
+            "video/shapes_stylegan2",
+            ["data.batch_size=8"],
+            ["generator_loss", "frame_discriminator_loss", "clip_discriminator_loss"],
+            1e-3,
+        ),
     ],
 )
 def test_each_kind_of_model(tmp_path, config, settings, names, rtol):
