@@ -1,5 +1,7 @@
 """The recorded rehearsals of the configs for pods: all there, of today's configs, told rightly."""
 
+import subprocess
+
 import pytest
 
 from benchmarks import rehearsals
@@ -62,3 +64,14 @@ def test_a_slice_that_does_not_fit_is_told_as_such(tmp_path):
     )
     assert told.startswith("# A model.\n# Rehearsed (") and "24.7 of 15.75 GiB a chip, does" in told
     assert told.endswith("does not fit.\n#   python -m train x\nsteps = 3\n")
+
+
+def test_what_cannot_be_rehearsed_ends_it(tmp_path, monkeypatch):
+    """The rehearsal has told why; nothing is recorded."""
+    ended = subprocess.CompletedProcess([], 2)
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **settings: ended)
+    path = tmp_path / "record.json"
+    monkeypatch.setattr("sys.argv", ["rehearsals", str(path)])
+    with pytest.raises(SystemExit) as left:
+        rehearsals.main()
+    assert left.value.code == 2 and not path.exists()
